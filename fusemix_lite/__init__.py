@@ -1,0 +1,41 @@
+"""fusemix_lite: align frozen unimodal encoders with FuseMix, on whatever machine you have.
+
+    import fusemix_lite as fl
+
+Names are loaded on first use, so that ``import fusemix_lite`` costs milliseconds and never pulls in torch by itself.
+No submodule carries the name of an exported function: importing it would shadow the function.
+"""
+
+from importlib import import_module
+
+from .errors import FuseMixLiteError
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "adapters": ["FusionAdapter", "FusionModel"],
+    "mixing": ["SCHEMES", "fusemix", "gaussian_noise", "no_mixing", "random_quantisation", "separate_lambda", "slerp"],
+    "losses": ["symmetric_infonce"],
+    "metrics": ["modality_gap", "recall_at_k", "retrieval"],
+    "pairs": ["LatentPairs"],
+    "store": ["LatentStore"],
+    "training": ["FitResult", "fit"],
+    "encoders": ["load_encoder"],
+    "extraction": ["cached_latents", "extract", "use_cache"],
+    "datasets": ["SoundingScenes", "scene_pairs"],
+    "profiles": ["profile"],
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = ["FuseMixLiteError", "__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'fusemix_lite' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,195 @@
+"""Fusion adapters: the only trained part. Frozen latents in, a shared space out."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .errors import FuseMixLiteError
+
+IDENTITY = "identity"
+TEMPERATURE, TEMPERATURE_RANGE = 0.07, (0.001, 0.5)
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class ResidualBlock(nn.Module):
+    """Pre-norm inverted bottleneck at constant width: (B, d) -> (B, d). Dropout follows the GELU only."""
+
+    def __init__(self, dim: int, expansion: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.widen = nn.Linear(dim, expansion * dim)
+        self.dropout = nn.Dropout(dropout)
+        self.narrow = nn.Linear(expansion * dim, dim)
+
+    def forward(self, z: Tensor) -> Tensor:
+        hidden = self.dropout(F.gelu(self.widen(self.norm(z))))  # (B, expansion * d)
+        return z + self.narrow(hidden)
+
+
+class FusionAdapter(nn.Module):
+    """`depth` residual blocks at the encoder's width, LayerNorm, projection: (B, in_dim) -> (B, shared_dim).
+
+    The output is not normalised; `FusionModel.embed` does that. With depth 0 it is a LayerNorm and a linear map.
+
+    Source: official code, ``mlp_contrastive_fusion.py`` (depth 4, expansion 4, dropout 0.6, shared_dim 512).
+    """
+
+    def __init__(self, in_dim: int, shared_dim: int = 512, depth: int = 4, expansion: int = 4, dropout: float = 0.6):
+        super().__init__()
+        if not isinstance(depth, int) or depth < 0:
+            raise FuseMixLiteError(f'depth = {depth!r}: give a number of blocks; "identity" is for a FusionModel')
+        self.blocks = nn.Sequential(*(ResidualBlock(in_dim, expansion, dropout) for _ in range(depth)))
+        self.norm = nn.LayerNorm(in_dim)
+        self.project = nn.Linear(in_dim, shared_dim)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.project(self.norm(self.blocks(z)))
+
+
+class Standardizer(nn.Module):
+    """Subtract a mean and divide by a standard deviation that are kept, and saved, with the model: (B, d) -> (B, d)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def fit(self, z: Tensor) -> None:
+        """Take the statistics of z (N, d). A dimension that never varies is only centred."""
+        std, mean = torch.std_mean(z, dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z - self.mean) / self.std
+
+
+class FusionModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="fusemix-lite",
+    tags=["fusemix", "multimodal", "contrastive-learning"],
+    paper_url="https://arxiv.org/abs/2312.10144",
+):
+    """One tower a modality, a shared space and a temperature.
+
+    Args:
+        in_dims: latent dimension of each modality, such as ``{"image": 1536, "text": 1024}``.
+        shared_dim: dimension of the shared space.
+        depth: residual blocks a tower: a number, or a dict by modality. ``"identity"`` freezes a modality: its latents
+            are the shared space, so its dimension must be `shared_dim`.
+        expansion: width of the hidden layer of a block, in multiples of the latent dimension.
+        dropout: a probability, or a dict by modality.
+        standardize: standardise latents first; statistics by `fit_standardizers`, saved with the weights.
+
+    Attributes:
+        temperature: 0-dim float32 parameter, starts at 0.07. `clamp_temperature` keeps it in [0.001, 0.5].
+
+    Raises:
+        FuseMixLiteError: an option that does not name every modality, or an identity of the wrong dimension.
+
+    `save_pretrained(folder)` writes config.json and model.safetensors, `push_to_hub(repo_id)` uploads them.
+    """
+
+    def __init__(
+        self,
+        in_dims: dict[str, int],
+        shared_dim: int = 512,
+        depth: int | str | dict[str, int | str] = 4,
+        expansion: int = 4,
+        dropout: float | dict[str, float] = 0.6,
+        standardize: bool = False,
+    ):
+        super().__init__()
+        self.config = {
+            "in_dims": {name: int(dim) for name, dim in in_dims.items()},
+            "shared_dim": shared_dim,
+            "depth": depth,
+            "expansion": expansion,
+            "dropout": dropout,
+            "standardize": standardize,
+        }
+        self.in_dims = self.config["in_dims"]
+        depths, dropouts = (_by_modality(option, in_dims) for option in (depth, dropout))
+        self.towers, self.standardizers = nn.ModuleDict(), nn.ModuleDict()
+        for name, dim in self.in_dims.items():
+            if depths[name] == IDENTITY:
+                if dim != shared_dim:
+                    raise FuseMixLiteError(f"{name} is an identity: shared_dim must be {dim}, not {shared_dim}")
+                self.towers[name] = nn.Identity()
+                continue
+            self.towers[name] = FusionAdapter(dim, shared_dim, depths[name], expansion, dropouts[name])
+            if standardize:
+                self.standardizers[name] = Standardizer(dim)
+        self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
+
+    def embed(self, modality: str, z: Tensor) -> Tensor:
+        """Embed latents z (B, in_dims[modality]) into the shared space: (B, shared_dim), unit rows."""
+        if modality not in self.in_dims:
+            raise FuseMixLiteError(f"unknown modality {modality!r}: this model knows {', '.join(self.in_dims)}")
+        if z.ndim != 2 or z.shape[1] != self.in_dims[modality]:
+            expected = f"(B, {self.in_dims[modality]})"
+            raise FuseMixLiteError(f"{modality} latents of shape {tuple(z.shape)}: this model takes {expected}")
+        if modality in self.standardizers:
+            z = self.standardizers[modality](z)
+        return F.normalize(self.towers[modality](z), dim=1)
+
+    def fit_standardizers(self, latents: dict[str, Tensor]) -> None:
+        """Take the standardisation statistics from training latents by modality, each (N, d); nothing if it is off."""
+        for name, standardizer in self.standardizers.items():
+            standardizer.fit(latents[name])
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Bring the temperature back into [0.001, 0.5]; `fit` does it after each step."""
+        self.temperature.clamp_(*TEMPERATURE_RANGE)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        # The mixin's own config would drop, without a word, an option that JSON cannot hold.
+        (save_directory / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        save_file(self.state_dict(), save_directory / WEIGHTS)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **hub_options) -> "FusionModel":
+        """Load a saved model, on the CPU, ready to evaluate. Weights must fit the configuration exactly.
+
+        Args:
+            source: a local folder, or a Hub id such as ``"name/model"`` (looked up only where no such folder exists).
+            hub_options: for `huggingface_hub.snapshot_download`: revision, token, cache_dir, ...
+
+        Raises:
+            FuseMixLiteError: the folder or a file in it is missing, unreadable or does not fit the other.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            if isinstance(source, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+                raise FuseMixLiteError(f"{source}: no such folder; give one that save_pretrained wrote, or a Hub id")
+            folder = Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS], **hub_options))
+        for file in (CONFIG, WEIGHTS):
+            if not (folder / file).is_file():
+                raise FuseMixLiteError(f"{folder}: {file} is missing; save the model again with save_pretrained")
+        try:
+            model = cls(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise FuseMixLiteError(f"{folder / CONFIG} does not describe a FusionModel: {error}") from error
+        try:
+            model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        except Exception as error:  # safetensors and torch each raise their own kinds
+            reason = " ".join(str(error).split())[:200]
+            raise FuseMixLiteError(f"{folder / WEIGHTS} is broken or does not fit {CONFIG}: {reason}") from error
+        return model.eval()
+
+
+def _by_modality(option, in_dims: dict[str, int]) -> dict:
+    """Spell an option out by modality, from one value for all or a dict that names each."""
+    if not isinstance(option, dict):
+        return dict.fromkeys(in_dims, option)
+    if option.keys() != in_dims.keys():
+        raise FuseMixLiteError(f"{option} must name each modality once: {', '.join(in_dims)}")
+    return option

@@ -1,0 +1,415 @@
+"""Frozen unimodal encoders: a name in, latents out.
+
+`load_encoder` takes a lite name ("lite-image-a", shipped in this package), a local folder, or a model on the Hugging
+Face hub ("facebook/dinov2-small"). All three end in a folder, and from there on the code is the same.
+
+What a folder needs: `config.json`, `model.safetensors` (any `AutoModel` class; fp16 weights are computed in fp32) and
+
+* image: `preprocessor_config.json` of an image processor (`image_processor_type`);
+* text:  a tokenizer as its `save_pretrained` writes it, with a padding token;
+* audio: `preprocessor_config.json` of a feature extractor (`feature_extractor_type`). If the model is an image model
+  (a ResNet, say), its log-mel features are fed as a one-channel image (B, 1, mels, frames).
+
+An optional `fusemix_lite.json` settles what these files do not say: {"pooling": "cls" | "mean" | "pooler",
+"prefix": "text put before each caption", "modality": "image" | "text" | "audio"}. Pooling turns tokens into a latent:
+
+* "cls":    the first token of the last hidden state (for DINOv2 that is after the final norm);
+* "mean":   the mean over real tokens or frames, padding left out; over all positions of a feature map;
+* "pooler": what the model itself calls its pooled output (global average pooling in a ResNet).
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .errors import FuseMixLiteError
+from .torchvision_fix import import_torchvision_safely
+
+ARRAY_RATE = 16_000  # samples a second of audio that comes as an array
+LITE_ENCODERS = tuple(f"lite-{modality}-{letter}" for modality in ("image", "text", "audio") for letter in "ab")
+WEIGHTS = Path(__file__).parent / "weights"
+
+_DECODING = 1  # part of the preprocessing hash: raise it when the code below starts to give other latents
+_DEFAULT_POOLING = {"image": "cls", "text": "mean", "audio": "mean"}
+_PROCESSING_FILES = ("preprocessor_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class EncoderEntry:
+    """What a public checkpoint's own files do not say, or what is good to know before fetching it."""
+
+    modality: str
+    pooling: str
+    dim: int
+    licence: str
+    prefix: str = ""
+
+
+ENCODERS = {
+    **{
+        f"facebook/dinov2-{size}": EncoderEntry("image", "cls", dim, "Apache-2.0")
+        for size, dim in {"small": 384, "base": 768, "large": 1024, "giant": 1536}.items()
+    },
+    **{
+        f"BAAI/bge-{size}-en-v1.5": EncoderEntry("text", "cls", dim, "MIT")
+        for size, dim in {"small": 384, "base": 768, "large": 1024}.items()
+    },
+    **{
+        f"intfloat/e5-{size}-v2": EncoderEntry("text", "mean", dim, "MIT", prefix="query: ")
+        for size, dim in {"small": 384, "base": 768, "large": 1024}.items()
+    },
+    "sentence-transformers/all-MiniLM-L6-v2": EncoderEntry("text", "mean", 384, "Apache-2.0"),
+    "openai/whisper-tiny": EncoderEntry("audio", "mean", 384, "Apache-2.0"),
+    "MIT/ast-finetuned-audioset-10-10-0.4593": EncoderEntry("audio", "pooler", 768, "BSD-3-Clause"),
+}
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """An encoder found but not loaded: its identity, from its files alone.
+
+    `revision` is the commit for a hub model, else the sha256 over configuration and weights. `preprocessing_hash` is
+    the sha256 over everything that turns an item into the model's input and its tokens into a latent.
+    """
+
+    id: str
+    folder: Path
+    modality: str
+    pooling: str
+    prefix: str
+    revision: str
+    preprocessing_hash: str
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder(EncoderSource):
+    """A frozen encoder, ready to encode. Made by `load_encoder`."""
+
+    processor: Any = field(repr=False)
+    model: torch.nn.Module = field(repr=False)
+
+    @cached_property
+    def dim(self) -> int:
+        """Latent dimension D, found by encoding one blank item."""
+        blank = {"image": Image.new("RGB", (64, 64)), "text": "a", "audio": np.zeros(ARRAY_RATE, np.float32)}
+        return self.encode([blank[self.modality]]).shape[1]
+
+    def encode(self, items: Sequence[Any], batch_size: int = 64) -> torch.Tensor:
+        """Latents (B, D), float32 on the CPU, raw (not normalised).
+
+        `items` are PIL images, captions, or float32 mono arrays (T,) at 16 kHz; images and sounds may also be paths.
+        Neither the batch size nor the other items of a batch change a latent by more than rounding. Captions are cut
+        at the tokenizer's longest input, sounds at the feature extractor's chunk.
+
+        Raises FuseMixLiteError for the first bad item, naming its index.
+        """
+        if isinstance(items, str | Path):
+            raise FuseMixLiteError(f"encode takes a list of items, not {items!r:.40}")
+        latents = []
+        for start in range(0, len(items), batch_size):
+            batch = []
+            for index, item in enumerate(items[start : start + batch_size], start):
+                try:
+                    batch.append(self.prepare(item))
+                except FuseMixLiteError as error:
+                    raise FuseMixLiteError(f"item {index}: {error}") from error
+            latents.append(self.encode_prepared(batch))
+        return torch.cat(latents) if latents else torch.empty(0, self.dim)
+
+    def prepare(self, item: Any) -> Any:
+        """Decode and check one item: RGB image, caption, or float32 mono waveform (T,) at the encoder's own rate.
+
+        Raises FuseMixLiteError saying what is wrong with the item.
+        """
+        if self.modality == "image":
+            return _as_image(item)
+        if self.modality == "text":
+            return _as_caption(item)
+        return _as_waveform(item, self.processor.sampling_rate)
+
+    @torch.inference_mode()
+    def encode_prepared(self, batch: list) -> torch.Tensor:
+        """Latents (B, D), float32 on the CPU, of one batch of items as `prepare` returns them."""
+        device, mask = self.model.device, None
+        if self.modality == "text":
+            captions = [self.prefix + caption for caption in batch]
+            inputs = self.processor(captions, padding=True, truncation=True, return_tensors="pt").to(device)
+            output, mask = self.model(**inputs), inputs["attention_mask"]
+        elif self.modality == "image":
+            output = self.model(self.processor(images=batch, return_tensors="pt")["pixel_values"].to(device))
+        else:
+            rate = self.processor.sampling_rate
+            inputs = self.processor(batch, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
+            features = inputs[self.processor.model_input_names[0]].to(device)  # (B, mels, frames) for Whisper
+            if self.model.main_input_name == "pixel_values":
+                features = features.unsqueeze(1)
+            output = self.model(features)
+            if self.model.config.model_type == "whisper":  # its second convolution halves the frames
+                mask = inputs["attention_mask"][:, ::2].to(device)
+        return pool(output, self.pooling, mask).cpu()
+
+
+def load_encoder(name: str | Path, device: str | torch.device = "auto", revision: str | None = None) -> Encoder:
+    """Load a frozen encoder by lite name, local folder or hub id, for inference in fp32.
+
+    `device` "auto" is the GPU where there is one. `revision` pins a hub commit; for a folder it is the sha256 that the
+    encoder must have. Weights are read from safetensors only, and code that comes with a model is never run.
+
+    Raises FuseMixLiteError for an unknown name and for a folder that does not hold a whole, fitting encoder.
+    """
+    source = resolve_encoder(name, revision)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        processor, model = _load(source)
+        encoder = Encoder(**vars(source), processor=processor, model=model.to(device))
+        entry = ENCODERS.get(source.id)
+        dim = encoder.dim  # encodes once, so that a processor and a model that do not fit each other fail here
+        if entry and dim != entry.dim:
+            raise FuseMixLiteError(f"latents of {dim} dimensions, not {entry.dim}: a wrong checkpoint")
+    except Exception as error:  # the libraries raise many kinds for a damaged folder
+        raise FuseMixLiteError(f"encoder {source.id} cannot be loaded from {source.folder}: {_line(error)}") from error
+    return encoder
+
+
+def resolve_encoder(name: str | Path, revision: str | None = None) -> EncoderSource:
+    """Find an encoder and say who it is, without loading its weights. Arguments and errors as in `load_encoder`."""
+    folder, commit = _find_folder(str(name), revision)
+    identity = str(name) if commit or str(name) in LITE_ENCODERS else folder.name
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise FuseMixLiteError(f"{folder} holds no encoder: it needs config.json and model.safetensors")
+    settings = _settings(identity, folder)
+    found = commit or _sha256((folder / "config.json", *weights))
+    if revision and found != revision and not commit:
+        raise FuseMixLiteError(f"encoder {identity} in {folder} has revision {found}, not {revision}")
+    files = sorted({file for pattern in _PROCESSING_FILES for file in folder.glob(pattern)})
+    preprocessing = json.dumps([settings, _DECODING, _sha256(tuple(files))], sort_keys=True)
+    return EncoderSource(
+        id=identity,
+        folder=folder,
+        revision=found,
+        preprocessing_hash=hashlib.sha256(preprocessing.encode()).hexdigest(),
+        **settings,
+    )
+
+
+def pool(output: Any, pooling: str, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Model output to latents (B, D).
+
+    `output.last_hidden_state` is (B, T, D) tokens or a (B, D, H, W) feature map; `mask` (B, T) marks real tokens.
+    """
+    if pooling == "pooler":
+        return output.pooler_output.flatten(1)  # (B, D, 1, 1) from a ResNet
+    hidden = output.last_hidden_state
+    if hidden.ndim == 4:
+        if pooling == "mean":
+            return hidden.mean((2, 3))
+        raise FuseMixLiteError(f'pooling "{pooling}" needs tokens, but the model gives a map: use "pooler" or "mean"')
+    if pooling == "cls":
+        return hidden[:, 0]
+    if mask is None:
+        return hidden.mean(1)
+    weight = mask.unsqueeze(2).to(hidden.dtype)  # (B, T, 1)
+    return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
+    """Processor and frozen fp32 model on the CPU."""
+    import_torchvision_safely()
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
+
+    local = {"local_files_only": True, "trust_remote_code": False}
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]):  # weights missing from the file are drawn
+        if source.modality == "image":
+            processor = AutoImageProcessor.from_pretrained(source.folder, backend="pil", **local)
+        elif source.modality == "text":
+            processor = AutoTokenizer.from_pretrained(source.folder, **local)
+        else:
+            processor = AutoFeatureExtractor.from_pretrained(source.folder, **local)
+        model, info = AutoModel.from_pretrained(
+            source.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
+        )
+    unused = ("decoder.",) if source.pooling == "pooler" else ("decoder.", "pooler.")
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
+    if missing:
+        raise FuseMixLiteError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    if source.modality == "text":
+        longest = getattr(model.config, "max_position_embeddings", processor.model_max_length)
+        processor.model_max_length = min(processor.model_max_length, longest)
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    return processor, model.eval().requires_grad_(False)
+
+
+def _find_folder(name: str, revision: str | None) -> tuple[Path, str]:
+    """The folder of an encoder, and its commit if it comes from the hub ("" otherwise)."""
+    if name in LITE_ENCODERS:
+        return WEIGHTS / name, ""
+    if name and Path(name).is_dir():
+        return Path(name).resolve(), ""
+    lite = ", ".join(LITE_ENCODERS)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FuseMixLiteError(f'unknown encoder "{name}": give one of {lite}, a local folder or a hub id "owner/name"')
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
+            ignore_patterns=["*/*"],
+        )
+    except Exception as error:  # unknown, gated, offline, full disk: the hub client has a class for each
+        raise FuseMixLiteError(
+            f'encoder "{name}" is no local folder and could not be fetched from the hub ({_line(error)}); '
+            f"without a network use one of {lite}"
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+def _settings(name: str, folder: Path) -> dict[str, str]:
+    """Modality, pooling and prefix: from the registry, else from fusemix_lite.json, else from the files' kind."""
+    entry = asdict(ENCODERS[name]) if name in ENCODERS else _read_json(folder / "fusemix_lite.json")
+    modality = entry.get("modality") or _infer_modality(folder)
+    pooling = entry.get("pooling") or _DEFAULT_POOLING.get(modality)
+    if modality not in _DEFAULT_POOLING or pooling not in ("cls", "mean", "pooler"):
+        raise FuseMixLiteError(f'{folder / "fusemix_lite.json"}: unknown modality "{modality}" or pooling "{pooling}"')
+    return {"modality": modality, "pooling": pooling, "prefix": str(entry.get("prefix", ""))}
+
+
+def _infer_modality(folder: Path) -> str:
+    processor = _read_json(folder / "preprocessor_config.json")
+    if "image_processor_type" in processor:
+        return "image"
+    if "feature_extractor_type" in processor:
+        return "audio"
+    if any(folder.glob("tokenizer*.json")) or any(folder.glob("vocab.*")):
+        return "text"
+    raise FuseMixLiteError(f"{folder} holds no image processor, tokenizer or audio feature extractor")
+
+
+def _read_json(file: Path) -> dict:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise FuseMixLiteError(f"{file} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise FuseMixLiteError(f"{file} holds no JSON object")
+    return content
+
+
+def _sha256(files: tuple[Path, ...]) -> str:
+    """One hash over names and contents."""
+    return _sha256_of(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache
+def _sha256_of(stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    """Cached by path, size and time of change, since weights can be gigabytes."""
+    digest = hashlib.sha256()
+    for file, _, _ in stamped:
+        with file.open("rb") as opened:
+            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _as_image(item: Any) -> Image.Image:
+    """An upright RGB image."""
+    try:
+        image = Image.open(item) if isinstance(item, str | Path) else item
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise FuseMixLiteError(f"{_name(item)} is no readable image: {_line(error)}") from error
+
+
+def _as_caption(item: Any) -> str:
+    if not isinstance(item, str) or not item.strip():
+        raise FuseMixLiteError(f"{item!r:.40} is no caption: a text that is not empty is needed")
+    return item
+
+
+def _as_waveform(item: Any, rate: int) -> np.ndarray:
+    """Float32 mono samples (T,) at `rate`. A file is mixed down to mono here, where one can see it."""
+    if isinstance(item, str | Path):
+        import soundfile
+
+        try:
+            samples, own_rate = soundfile.read(item, dtype="float32", always_2d=True)
+            expected = soundfile.info(item).frames
+        except Exception as error:  # soundfile raises many kinds for broken files
+            raise FuseMixLiteError(f"{item} is no readable sound: {_line(error)}") from error
+        if len(samples) < expected or _is_cut_short(Path(item)):
+            raise FuseMixLiteError(f"{item} is truncated: its end is missing")
+        samples = samples.mean(1)
+    else:
+        samples, own_rate = np.asarray(item), ARRAY_RATE
+        if samples.ndim != 1 or samples.dtype.kind != "f":
+            raise FuseMixLiteError(
+                f"{_name(item)} is no mono sound: float32 samples (T,) at {ARRAY_RATE} Hz or a path are needed"
+            )
+    if not np.isfinite(samples).all():
+        raise FuseMixLiteError(f"{_name(item)} holds samples that are not finite")
+    if len(samples) * 40 < own_rate:  # feature extractors look through windows of 25 ms
+        raise FuseMixLiteError(f"{_name(item)} is empty or shorter than 25 ms: {len(samples)} samples")
+    if own_rate != rate:
+        from scipy.signal import resample_poly
+
+        divisor = gcd(own_rate, rate)
+        samples = resample_poly(samples, rate // divisor, own_rate // divisor)
+    return samples.astype(np.float32, copy=False)
+
+
+def _is_cut_short(file: Path) -> bool:
+    """Whether a WAV, AIFF or Ogg file lacks its end: libsndfile reads what is there and says nothing."""
+    with file.open("rb") as opened:
+        head, size = opened.read(8), file.stat().st_size
+        if head[:4] in (b"RIFF", b"FORM"):
+            announced = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
+            return announced not in (0, 0xFFFFFFFF) and announced + 8 > size + 1  # 0, -1: a stream; 1: a pad byte
+        if head[:4] == b"OggS":
+            opened.seek(-min(size, 65_307), 2)  # the longest page
+            tail = opened.read()
+            page = tail[max(tail.rfind(b"OggS"), 0) :]
+            whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+            return not whole or not page[5] & 4  # the last page carries the end-of-stream flag
+    return False
+
+
+def _name(item: Any) -> str:
+    if isinstance(item, np.ndarray):
+        return f"array {item.dtype}{item.shape}"
+    return str(item) if isinstance(item, str | Path) else type(item).__name__
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message that may have many."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and load reports: what matters in them is checked by `load_encoder`."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

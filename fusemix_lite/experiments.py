@@ -1,0 +1,244 @@
+"""The sweeps behind the book's records: ``python -m fusemix_lite.experiments fusemix``.
+
+Every arm first runs over the same small grid (dropout x length) on tuning seeds, scored on validation pairs; its best
+setting then runs on the record's seeds, and only there is the test set looked at. A seed sets the initialisation, the
+batch order and the subset of pairs. Runs already done are kept in the cache, so a sweep can be stopped and resumed.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .datasets import SoundingScenes, scene_pairs
+from .errors import FuseMixLiteError
+from .profiles import Profile, profile
+from .records import RESULTS, Record, digest, fingerprint
+
+TUNING = 1_000  # the first seed of the grid: far from those of the records
+
+
+def arms_fusemix(p: Profile) -> list[dict]:
+    """Chapter "FuseMix": the curve over pairs for three schemes, all schemes where pairs are scarce, and the nulls."""
+    curve = [{"scheme": s, "items": n} for n, s in product(p.sizes, ("none", "separate", "fusemix"))]
+    rivals = [{"scheme": s, "items": p.scarce} for s in ("noise", "quantise", "slerp")]
+    nulls = [
+        {"scheme": "none", "items": p.scarce, "null": "again"},  # the same arm on other seeds: no difference
+        {"scheme": "fusemix", "items": p.scarce, "null": "shuffled"},  # pairs that do not match: chance
+    ]
+    return curve + rivals + nulls
+
+
+def arms_retrieval(p: Profile) -> list[dict]:
+    """Chapter "Image-text retrieval": all encoder pairs on all pairs, with FuseMix and without, and the null."""
+    pairs = list(product(p.image_encoders, p.text_encoders))
+    arms = [
+        {"scheme": s, "items": p.train_items, "image": i, "text": t}
+        for (i, t), s in product(pairs, ("none", "fusemix"))
+    ]
+    image, text = pairs[0]
+    return [*arms, {"scheme": "fusemix", "items": p.train_items, "image": image, "text": text, "null": "shuffled"}]
+
+
+EXPERIMENTS = {"fusemix": arms_fusemix, "retrieval": arms_retrieval}
+
+
+@lru_cache(maxsize=8)
+def pairs_of(p: Profile, split: str, image: str, text: str):
+    """The latent pairs of a split, from the cache."""
+    size = {"train": p.train_items, "val": p.val_items, "test": p.test_items}[split]
+    return scene_pairs(SoundingScenes("image-text", split, size, p.captions), image, text, progress=False)
+
+
+def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> dict:
+    """One fusion run of an arm: flat numbers, validation mean always, test recall where ``test``."""
+    from .metrics import retrieval
+    from .training import fit
+
+    if arm.get("null") == "again":
+        seed += 500  # other seeds than the arm it repeats
+    encoders = arm.get("image", p.image_encoders[0]), arm.get("text", p.text_encoders[0])
+    train = pairs_of(p, "train", *encoders).subset(arm["items"], seed)
+    if arm.get("null") == "shuffled":
+        train = train.shuffled(seed)
+    val = pairs_of(p, "val", *encoders)
+    result = fit(
+        train, val, augment=arm["scheme"], batch_size=p.batch_size, steps=steps, lr=p.lr, shared_dim=p.shared_dim,
+        depth=p.depth, dropout=dropout, seed=seed, device=p.device, progress=False,
+    )  # fmt: skip
+    numbers = {
+        "seed": seed,
+        "seconds": round(result.seconds, 1),
+        "best_step": result.best_step,
+        "val_mean": round(max(entry.get("val_mean", 0.0) for entry in result.history), 4),
+    }
+    if test:
+        recalls = retrieval(result.model, pairs_of(p, "test", *encoders))
+        numbers |= {f"{way}@{k}": round(value, 4) for way, at in recalls.items() for k, value in at.items()}
+    return numbers
+
+
+def choose(runs: dict[tuple[float, int], list[dict]]) -> dict:
+    """The grid point with the best mean validation score; at a tie the earlier one."""
+    scores = {point: sum(r["val_mean"] for r in rs) / len(rs) for point, rs in runs.items()}
+    dropout, steps = max(scores, key=scores.get)
+    return {"dropout": dropout, "steps": steps}
+
+
+class Runs:
+    """Runs already done, a JSON line each, so that a stopped sweep goes on where it was."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.done = path, {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line that was being written when the sweep was stopped
+                self.done[entry["job"]] = entry["numbers"]
+
+    def add(self, job: str, numbers: dict) -> None:
+        self.done[job] = numbers
+        with self.path.open("a") as file:
+            file.write(json.dumps({"job": job, "numbers": numbers}) + "\n")
+
+
+def _job(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> tuple[str, dict]:
+    import torch
+
+    torch.set_num_threads(1)  # two processes of one thread beat one process of two
+    return digest([arm, dropout, steps, seed, test]), run(p, arm, dropout, steps, seed, test)
+
+
+def _run_all(jobs: list[tuple], runs: Runs, workers: int, what: str) -> None:
+    missing = [job for job in jobs if digest(job[1:]) not in runs.done]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(jobs), desc=what) as bar:
+        bar.update(len(jobs) - len(missing))
+        for future in as_completed([pool.submit(_job, *job) for job in missing]):
+            runs.add(*future.result())
+            bar.update()
+
+
+def sweep(name: str, p: Profile, workers: int = 2) -> dict:
+    """Run an experiment, tuned and then over all seeds; returns the record's content."""
+    from .extraction import cache_dir
+
+    arms = EXPERIMENTS[name](p)
+    stamp = fingerprint(name, p, arms)
+    runs = Runs(cache_dir() / "experiments" / f"{name}-{p.name}-{stamp}.jsonl")
+    started = time.perf_counter()
+    for arm in arms:  # latents first, so that no two workers extract the same ones
+        for split in ("train", "val", "test"):
+            pairs_of(p, split, arm.get("image", p.image_encoders[0]), arm.get("text", p.text_encoders[0]))
+    pairs_of.cache_clear()
+
+    grid = list(product(p.dropouts, p.lengths))
+    tuned = [arm for arm in arms if "null" not in arm]
+    tuning = [TUNING + i for i in range(p.tuning_seeds)]
+    _run_all(
+        [(p, arm, *point, s, False) for arm in tuned for point in grid for s in tuning],
+        runs,
+        workers,
+        f"{name}: tuning",
+    )
+    chosen = {}
+    for arm in arms:
+        like = {key: value for key, value in arm.items() if key != "null"}  # a null runs with the settings of its arm
+        tried = {point: [runs.done[digest([like, *point, s, False])] for s in tuning] for point in grid}
+        chosen[digest(arm)] = choose(tried)
+    seeds = [p.seed + i for i in range(p.seeds)]
+    final = [(p, arm, *chosen[digest(arm)].values(), s, True) for arm in arms for s in seeds]
+    _run_all(final, runs, workers, f"{name}: seeds")
+    cells = [
+        {
+            "arm": arm,
+            "chosen": chosen[digest(arm)],
+            "runs": [runs.done[digest([arm, *chosen[digest(arm)].values(), s, True])] for s in seeds],
+        }
+        for arm in arms
+    ]
+    return {
+        "name": name,
+        "profile": p.name,
+        "config": asdict(p),
+        "fingerprint": stamp,
+        "seeds": seeds,
+        "grid": {"dropout": p.dropouts, "steps": p.lengths, "seeds": tuning},
+        "cells": cells,
+        "provenance": {
+            "python": platform.python_version(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            **{package: version(package) for package in ("torch", "transformers", "numpy")},
+            "run_seconds": round(sum(numbers["seconds"] for numbers in runs.done.values())),
+            "wall_seconds": round(time.perf_counter() - started),
+        },
+    }
+
+
+def obtain(name: str, p: Profile, live: str = "slice") -> Record:
+    """The record that a chapter shows: the committed one, or with ``live="full"`` one that is made here and now.
+
+    Scales without a record of their own (smoke) are shown the one of lite.
+    """
+    if live not in ("slice", "full"):
+        raise FuseMixLiteError(f'live = {live!r}: choose "slice" or "full"')
+    if live == "full":
+        return Record(json.loads(json.dumps(sweep(name, p))))
+    return Record.load(name, "lite")
+
+
+def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str, ...]) -> list[dict]:
+    """Run some arms of a record again, on the first ``p.live_seeds`` seeds; one row an arm and seed.
+
+    Where the record was made at this scale, an arm runs with the settings chosen for it, and a value outside the range
+    that the record states raises :class:`FuseMixLiteError`; at another scale nothing is compared.
+    """
+    rows = []
+    for arm, i in product(arms, range(p.live_seeds)):
+        same = record.is_of(p)
+        settings = record.cell(**arm)["chosen"] if same else {"dropout": p.dropouts[0], "steps": p.lengths[0]}
+        numbers = run(p, arm, **settings, seed=p.seed + i, test=True)
+        row = {**arm, "seed": numbers["seed"], "seconds": numbers["seconds"]}
+        for metric in metrics:
+            row[metric] = numbers[metric]
+            if same:
+                expected = record.check_live(metric, numbers[metric], **arm)
+                row[f"{metric} expected"] = f"{expected.low:.1f} to {expected.high:.1f}"
+        rows.append(row | {"verdict": "as recorded" if same else "other scale: not compared"})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], help="which record to make")
+    parser.add_argument("--profile", default="lite", help="the scale (default: lite)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
+    parser.add_argument("--seeds", type=int, help="seeds a cell (default: the profile's)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the records go (default: the book's)")
+    args = parser.parse_args()
+    p = profile(args.profile, seeds=args.seeds)
+    for name in EXPERIMENTS if "all" in args.names else args.names:
+        path = args.out / p.name / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".part")
+        aside.write_text(json.dumps(sweep(name, p, args.workers), indent=1) + "\n")
+        aside.replace(path)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

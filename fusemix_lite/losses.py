@@ -1,0 +1,33 @@
+"""The contrastive objective."""
+
+import torch
+from torch import Tensor
+
+from .errors import FuseMixLiteError
+
+
+def symmetric_infonce(u: Tensor, v: Tensor, temperature: Tensor | float) -> Tensor:
+    """Symmetric InfoNCE: the mean of the cross-entropies of finding ``v[i]`` from ``u[i]`` and ``u[i]`` from ``v[i]``.
+
+    Row i of `u` and row i of `v` are the positive pair; every other row of the batch is a negative, in both directions.
+    That holds for a second caption of the same image too, as in the official code.
+
+    Args:
+        u: (B, D) embeddings of one modality, unit rows. They are never normalised here.
+        v: (B, D) embeddings of the other modality, unit rows.
+        temperature: positive scalar that divides the cosine similarities.
+
+    Returns:
+        Scalar in nats: 0 at best, log(B) where all embeddings are alike.
+
+    Raises:
+        FuseMixLiteError: `u` and `v` differ in shape or are not matrices.
+
+    Source: the paper's L_sym (arXiv 2312.10144); official code, ``mlp_contrastive_fusion.py``.
+    """
+    if u.ndim != 2 or u.shape != v.shape:
+        raise FuseMixLiteError(f"symmetric_infonce: u {tuple(u.shape)}, v {tuple(v.shape)}; both must be (B, D)")
+    logits = (u / temperature) @ v.T  # (B, B), row i: u[i] against every v
+    # Cross-entropy is logsumexp minus the logit of the target, and both directions share their targets: the diagonal.
+    u_to_v, v_to_u = torch.logsumexp(logits, dim=1), torch.logsumexp(logits, dim=0)  # (B,), (B,)
+    return (u_to_v + v_to_u).mean() / 2 - logits.diagonal().mean()

@@ -1,0 +1,137 @@
+"""Retrieval recall with many captions to one image, its bootstrap, and the modality gap."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from .errors import FuseMixLiteError
+from .pairs import LatentPairs
+from .stats import Interval
+
+TILE_SCORES = 2**22  # similarities held at once: 16 MB, however large the gallery
+EMBED_ROWS = 4096
+
+
+def ranks(u: Tensor, v: Tensor, owner: Tensor) -> dict[str, Tensor]:
+    """Rank of each query's best match: 1 + the number of non-matching scores >= its score (ties against the model).
+
+    Args:
+        u: (N, D) embeddings of the items x.
+        v: (M, D) embeddings of the rows y.
+        owner: (M,) int64, the row of x that each y belongs to.
+
+    Returns:
+        ``{"x_to_y": (N',), "y_to_x": (M,)}``, int64. N' counts the x rows that own a y, in ascending order: the others
+        stay in the gallery of y_to_x and ask nothing.
+
+    Raises:
+        FuseMixLiteError: shapes that do not fit, an owner out of range, or embeddings that are not finite.
+    """
+    fit = u.ndim == v.ndim == 2 and u.shape[1] == v.shape[1] and owner.shape == v.shape[:1]
+    if not fit or 0 in u.shape + v.shape:
+        shapes = ", ".join(f"{name} {tuple(z.shape)}" for name, z in (("u", u), ("v", v), ("owner", owner)))
+        raise FuseMixLiteError(f"recall: the shapes {shapes} should be (N, D), (M, D), (M,)")
+    if owner.min() < 0 or owner.max() >= len(u):
+        raise FuseMixLiteError(f"recall: owner spans {owner.min()}..{owner.max()}, the rows of u are 0..{len(u) - 1}")
+    for name, z in (("u", u), ("v", v)):
+        if not z.isfinite().all():  # a NaN would lose every comparison and so pass for rank 1
+            raise FuseMixLiteError(f"recall: embeddings {name} hold NaN or infinity")
+    u, v = u.detach(), v.detach()
+    return {"x_to_y": _item_ranks(u, v, owner), "y_to_x": _row_ranks(u, v, owner)}
+
+
+def recall_at_k(u: Tensor, v: Tensor, owner: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, dict[int, float]]:
+    """Recall@k in percent: the share of queries whose best match ranks among the first k.
+
+    An x row is right if any of its y rows is. Arguments and errors as in `ranks`; memory is bounded.
+
+    Returns:
+        ``{"x_to_y": {k: percent}, "y_to_x": {k: percent}}``
+    """
+    if not ks or min(ks) < 1:
+        raise FuseMixLiteError(f"ks = {ks}: give positive ranks, such as (1, 5, 10)")
+    return {
+        direction: {k: 100 * (rank <= k).sum().item() / len(rank) for k in ks}
+        for direction, rank in ranks(u, v, owner).items()
+    }
+
+
+@torch.inference_mode()
+def retrieval(model, pairs: LatentPairs, ks: Sequence[int] = (1, 5, 10)) -> dict[str, dict[int, float]]:
+    """`recall_at_k` of a `FusionModel` on pairs: ``{"image_to_text": {k: percent}, "text_to_image": {...}}``."""
+    a, b = pairs.names
+    u, v = embed_rows(model, a, pairs.x), embed_rows(model, b, pairs.y)
+    recalls = recall_at_k(u, v, pairs.owner.to(u.device), ks)
+    return {f"{a}_to_{b}": recalls["x_to_y"], f"{b}_to_{a}": recalls["y_to_x"]}
+
+
+@torch.inference_mode()
+def embed_rows(model, modality: str, z: Tensor) -> Tensor:
+    """Embed latents z (N, d) tile by tile on the model's device, without dropout: (N, shared_dim), unit rows."""
+    training, device = model.training, model.temperature.device
+    model.eval()
+    try:
+        return torch.cat([model.embed(modality, tile.to(device)) for tile in z.split(EMBED_ROWS)])
+    finally:
+        model.train(training)
+
+
+def cluster_bootstrap(
+    values: Tensor, cluster: Tensor, level: float = 0.95, resamples: int = 1000, generator: Generator | None = None
+) -> Interval:
+    """Percentile bootstrap of the mean of `values` that resamples whole clusters: test images with all their captions.
+
+    The gallery stays as it is. For recall, values are ``100.0 * (rank <= k)``; for two models on one test set, the
+    difference of theirs, which keeps the comparison paired.
+
+    Args:
+        values: (n,) numbers, one a query.
+        cluster: (n,) int64, which item each belongs to: `owner` for y_to_x, a range for x_to_y.
+        generator: on the CPU; None means torch's global one.
+    """
+    if values.ndim != 1 or values.shape != cluster.shape or len(values) == 0:
+        raise FuseMixLiteError(
+            f"bootstrap: values {tuple(values.shape)}, cluster {tuple(cluster.shape)}: give one each"
+        )
+    _, cluster, size = cluster.cpu().unique(return_inverse=True, return_counts=True)  # clusters are now 0..C-1
+    total = torch.zeros(len(size), dtype=torch.float64).index_add_(0, cluster, values.cpu().double())
+    draws = (torch.randint(len(size), (len(size),), generator=generator) for _ in range(resamples))
+    means = torch.stack([total[draw].sum() / size[draw].sum() for draw in draws])
+    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return Interval(values.double().mean().item(), low, high)
+
+
+def modality_gap(u: Tensor, v: Tensor) -> float:
+    """Euclidean distance between the centroids of two sets of unit embeddings, (N, D) and (M, D): 0 to 2.
+
+    Source: Liang et al., "Mind the Gap" (NeurIPS 2022).
+    """
+    return (u.mean(0) - v.mean(0)).norm().item()
+
+
+def _item_ranks(u: Tensor, v: Tensor, owner: Tensor) -> Tensor:
+    """x to y: the best of an item's own rows against all the rows of others."""
+    queries = owner.unique()  # x rows that own a y, ascending
+    result = []
+    for tile in _tiles(queries, gallery=len(v)):
+        scores = u[tile] @ v.T  # (T, M)
+        own = owner == tile[:, None]  # (T, M)
+        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        result.append(1 + ((scores >= best) & ~own).sum(1))
+    return torch.cat(result)
+
+
+def _row_ranks(u: Tensor, v: Tensor, owner: Tensor) -> Tensor:
+    """y to x: the one match against all the other items."""
+    result = []
+    for tile in _tiles(torch.arange(len(v), device=v.device), gallery=len(u)):
+        scores = v[tile] @ u.T  # (T, N)
+        match = scores.gather(1, owner[tile, None])
+        result.append((scores >= match).sum(1))  # the match itself supplies the 1
+    return torch.cat(result)
+
+
+def _tiles(queries: Tensor, gallery: int) -> Sequence[Tensor]:
+    """Cut queries so that a tile's scores against the gallery fit the budget."""
+    return queries.split(max(1, TILE_SCORES // gallery))

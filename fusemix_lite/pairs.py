@@ -1,0 +1,156 @@
+"""Paired latents in memory, with the index that says which y belongs to which x."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from .errors import FuseMixLiteError
+
+
+class LatentPairs:
+    """Latents of two modalities: items x, each with any number of rows y (five captions to an image, say).
+
+    A *pair* is a row of y with the row of x that owns it; ``len(pairs)`` counts pairs. Parts are taken by item, so an
+    item's captions never end up on both sides of a split.
+
+    Args:
+        x: (N, dx) latents, one row an item: tensor, array or anything `numpy.asarray` takes.
+        y: (M, dy) latents.
+        owner: (M,) integers, the row of x that each y belongs to. None: row i of y belongs to row i of x.
+        names: the two modalities, x first.
+        item_ids: N names of the items, kept with them.
+
+    Attributes:
+        x, y: float32 CPU tensors. owner: (M,) int64. names, item_ids: tuples (item_ids may be None).
+
+    Raises:
+        FuseMixLiteError: anything empty, of the wrong shape, not finite, or an owner out of range.
+    """
+
+    def __init__(
+        self, x, y, owner=None, names: Sequence[str] = ("image", "text"), item_ids: Sequence[str] | None = None
+    ):
+        self.names = tuple(names)
+        if len(set(self.names)) != 2:
+            raise FuseMixLiteError(f"names = {names}: give two different modalities")
+        self.x, self.y = _latents(x, self.names[0]), _latents(y, self.names[1])
+        self.owner = self._checked_owner(owner)
+        self.item_ids = None if item_ids is None else tuple(item_ids)
+        if self.item_ids is not None and len(self.item_ids) != self.n_items:
+            raise FuseMixLiteError(f"{len(self.item_ids)} item ids for {self.n_items} rows of x: give one a row")
+
+    @classmethod
+    def from_stores(cls, x_store, y_store, names: Sequence[str] | None = None) -> "LatentPairs":
+        """Join two `LatentStore` by item id; row orders are kept. `names` are the stores' modalities unless given.
+
+        Items of x without a y stay (in retrieval they distract). Rows of y without an x are dropped with a warning.
+
+        Raises:
+            FuseMixLiteError: an item id occurs twice in `x_store`, or the stores share no id.
+        """
+        row_of = {item: row for row, item in enumerate(x_store.item_ids)}
+        if len(row_of) < len(x_store.item_ids):
+            raise FuseMixLiteError(f"{x_store.path}: an item id occurs twice; x needs one row an item (swap x and y?)")
+        owner = torch.tensor([row_of.get(item, -1) for item in y_store.item_ids])
+        known = owner >= 0
+        if not known.any():
+            raise FuseMixLiteError(f"{x_store.path} and {y_store.path} share no item id: use stores of one dataset")
+        y = y_store.array
+        if not known.all():
+            lost = int((~known).sum())
+            warnings.warn(f"{lost} of {len(owner)} rows of {y_store.path} dropped: no x of their item", stacklevel=2)
+            y, owner = y[known.numpy()], owner[known]
+        names = names or (x_store.origin.modality, y_store.origin.modality)
+        return cls(x_store.array, y, owner, names, x_store.item_ids)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __repr__(self) -> str:
+        (a, b), (N, dx), (M, dy) = self.names, self.x.shape, self.y.shape
+        return f"LatentPairs({a}: {N} x {dx}, {b}: {M} x {dy})"
+
+    @property
+    def n_items(self) -> int:
+        """N, the number of rows of x."""
+        return len(self.x)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The latent dimension of each modality, as `FusionModel` takes it."""
+        return {self.names[0]: self.x.shape[1], self.names[1]: self.y.shape[1]}
+
+    def take(self, item_index: Sequence[int] | Tensor) -> "LatentPairs":
+        """The items of these row numbers of x, in this order, with all of their y rows (in their old order)."""
+        index = torch.as_tensor(item_index, dtype=torch.int64)
+        if index.numel() and (index.min() < 0 or index.max() >= self.n_items):
+            raise FuseMixLiteError(f"take: an item index is out of range; there are {self.n_items} items")
+        if len(index.unique()) < len(index):
+            raise FuseMixLiteError("take: an item is asked for twice")
+        new_row = torch.full((self.n_items,), -1)
+        new_row[index] = torch.arange(len(index))
+        owner = new_row[self.owner]
+        kept = owner >= 0
+        ids = None if self.item_ids is None else [self.item_ids[i] for i in index.tolist()]
+        return LatentPairs(self.x[index], self.y[kept], owner[kept], self.names, ids)
+
+    def subset(self, n: int, seed: int = 0) -> "LatentPairs":
+        """`n` items drawn uniformly, with all of their y rows. With one seed, smaller subsets lie in larger ones."""
+        if not 1 <= n <= self.n_items:
+            raise FuseMixLiteError(f"subset of {n} items: there are {self.n_items}")
+        return self.take(self._random_order(seed)[:n])
+
+    def split(self, fractions: dict[str, float], seed: int = 0) -> dict[str, "LatentPairs"]:
+        """Disjoint random parts by item, such as ``{"train": .8, "val": .1, "test": .1}`` (sum at most 1)."""
+        ends = np.cumsum([0.0, *fractions.values()])
+        if min(fractions.values(), default=0) <= 0 or ends[-1] > 1 + 1e-9:
+            raise FuseMixLiteError(f"split: the fractions {fractions} must be positive and sum to 1 at most")
+        order, cuts = self._random_order(seed), np.round(ends * self.n_items).astype(int).tolist()
+        return {name: self.take(order[a:b]) for name, a, b in zip(fractions, cuts[:-1], cuts[1:], strict=True)}
+
+    def shuffled(self, seed: int = 0) -> "LatentPairs":
+        """The null control: each item's y rows move, together, to another item, so that no pair matches."""
+        if self.n_items < 2:
+            raise FuseMixLiteError("shuffled: one item cannot be mismatched with itself")
+        order = self._random_order(seed)
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)  # one cycle through all items: none stays where it was
+        return LatentPairs(self.x, self.y, other[self.owner], self.names, self.item_ids)
+
+    def _random_order(self, seed: int) -> Tensor:
+        return torch.randperm(self.n_items, generator=Generator().manual_seed(seed))
+
+    def _checked_owner(self, owner) -> Tensor:
+        if owner is None:
+            if len(self.x) != len(self.y):
+                raise FuseMixLiteError(f"x has {len(self.x)} rows and y {len(self.y)}: give their owner")
+            return torch.arange(len(self.y))
+        owner = _tensor(owner)
+        if owner.shape != (len(self.y),) or owner.is_floating_point():
+            raise FuseMixLiteError(f"owner {tuple(owner.shape)} {owner.dtype}: give {len(self.y)} integers, one a y")
+        owner = owner.long()
+        wrong = (owner < 0) | (owner >= len(self.x))
+        if wrong.any():
+            row = int(wrong.int().argmax())
+            raise FuseMixLiteError(f"owner[{row}] = {owner[row]} is out of range: x has {len(self.x)} rows")
+        return owner
+
+
+def _tensor(values) -> Tensor:
+    """A CPU tensor; arrays are copied, since a memory-mapped one is read-only."""
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
+def _latents(z, name: str) -> Tensor:
+    """(rows, dim) float32 CPU tensor of latents, checked."""
+    z = _tensor(z).float()
+    if z.ndim != 2 or z.numel() == 0:
+        raise FuseMixLiteError(f"{name} latents of shape {tuple(z.shape)}: give at least one row and one dimension")
+    bad = ~z.isfinite().all(dim=1)
+    if bad.any():
+        first, count = int(bad.int().argmax()), int(bad.sum())
+        raise FuseMixLiteError(f"{name} latents: row {first} is NaN or infinite ({count} such rows in all)")
+    return z

@@ -1,0 +1,118 @@
+"""Records: what a sweep over many seeds measured, kept as JSON beside the book and checked against live runs.
+
+A record holds, for every cell (an arm of an experiment), the values of each seed, together with a hash of all that
+they depend on: the experiment's configuration, the encoders' weights and the data.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from .encoders import WEIGHTS
+from .errors import FuseMixLiteError
+from .profiles import Profile
+from .stats import Interval, interval, paired_interval, prediction_range
+
+_PACKAGED = Path(__file__).parent / "_results"  # in an installed wheel
+RESULTS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "book" / "results"
+
+
+class Record:
+    """The record of one experiment at one scale: ``values(arm, metric)`` gives one number a seed, in the seeds' order."""
+
+    def __init__(self, content: dict):
+        self.content = content
+        self._cells = {_key(cell["arm"]): cell for cell in content["cells"]}
+
+    @classmethod
+    def load(cls, name: str, profile: str = "lite") -> "Record":
+        path = RESULTS / profile / f"{name}.json"
+        try:
+            return cls(json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise FuseMixLiteError(
+                f"no record {path}: make it with `python -m fusemix_lite.experiments {name} --profile {profile}`"
+            ) from None
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise FuseMixLiteError(f"record {path} is broken ({error}): make it again") from None
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.content["seeds"]
+
+    def cell(self, **arm) -> dict:
+        """The cell of an arm: ``arm``, what was ``chosen`` for it on validation, its ``runs`` (one a seed)."""
+        try:
+            return self._cells[_key(arm)]
+        except KeyError:
+            raise FuseMixLiteError(f"record {self.content['name']!r} has no arm {arm}") from None
+
+    def values(self, metric: str, **arm) -> list[float]:
+        """One number a seed. ``metric`` is as "image_to_text@1" (test recall, %) or "val_mean"."""
+        return [run[metric] for run in self.cell(**arm)["runs"]]
+
+    def interval(self, metric: str, **arm) -> Interval:
+        return interval(self.values(metric, **arm))
+
+    def difference(self, metric: str, arm: dict, other: dict) -> Interval:
+        """Paired difference arm - other over the seeds, with its Student-t interval."""
+        return paired_interval(self.values(metric, **arm), self.values(metric, **other))
+
+    @property
+    def profile(self) -> Profile:
+        """The scale at which the record was made."""
+        return Profile(**{key: tuple(v) if isinstance(v, list) else v for key, v in self.content["config"].items()})
+
+    def is_of(self, profile: Profile) -> bool:
+        """Whether the record was made at that scale; the number of seeds and the device may differ."""
+        return scale(self.profile) == scale(profile)
+
+    def check_live(self, metric: str, live: float, **arm) -> Interval:
+        """The range in which one more run of this arm lies (99.9 %); raises if the live value is outside."""
+        expected = prediction_range(self.values(metric, **arm))
+        if not expected.low <= live <= expected.high:
+            raise FuseMixLiteError(
+                f"{metric} of {arm}: the live run gave {live:.2f}, the record's runs say "
+                f"{expected.low:.2f} to {expected.high:.2f}: the code, weights or data have changed since; "
+                f"run `make reproduce`, or find out why"
+            )
+        return expected
+
+
+def _key(arm: dict) -> str:
+    return json.dumps(arm, sort_keys=True)
+
+
+def digest(thing: object) -> str:
+    return hashlib.sha256(json.dumps(thing, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@cache
+def weights_digest(encoder: str) -> str:
+    """Of a packaged encoder's weights: the first 16 hexadecimal digits of the file's SHA-256."""
+    path = WEIGHTS / encoder / "model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@cache
+def world_digest() -> str:
+    """Of Sounding Scenes: factors and captions of 100 scenes a split (exact on every machine, unlike pixels)."""
+    from .datasets import SoundingScenes
+    from .scenes import SPLITS
+
+    worlds = [SoundingScenes(pair, split, 100) for pair, split in SPLITS]
+    return digest([(repr(w.scene(i)), w.caption(i)) for w in worlds for i in range(len(w))])
+
+
+def scale(profile: Profile) -> dict:
+    """What of a profile a single run depends on: not how many seeds there are, nor the device."""
+    free = ("name", "seeds", "live_seeds", "device")
+    return {key: value for key, value in asdict(profile).items() if key not in free}
+
+
+def fingerprint(experiment: str, profile: Profile, arms: list[dict]) -> str:
+    """What a record depends on: experiment, scale, arms, weights and data. A record with another one is stale."""
+    encoders = sorted({*profile.image_encoders, *profile.text_encoders})
+    return digest([experiment, scale(profile), arms, [weights_digest(e) for e in encoders], world_digest()])

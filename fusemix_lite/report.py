@@ -1,0 +1,272 @@
+"""What a chapter shows: figures, tables, galleries, players, recorded numbers and its own provenance.
+
+Everything is HTML that stands alone (pictures and sound are embedded), so it reads the same in the book, on GitHub, in
+Jupyter and on Colab, and captions and alt texts may hold numbers that the run has just computed. Each output also
+carries a plain-text twin, which a notebook test compares: round what goes into a caption.
+"""
+
+import base64
+import html
+import io
+import itertools
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from .errors import FuseMixLiteError
+
+#: One colour a scheme in every figure; told apart by readers with any colour vision (Okabe and Ito's palette).
+COLOURS = {
+    "none": "#5f6b7a",
+    "noise": "#e69f00",
+    "separate": "#0072b2",
+    "quantise": "#cc79a7",
+    "slerp": "#009e73",
+    "fusemix": "#d55e00",
+}
+
+STYLE = {
+    "figure.figsize": (7.0, 4.0),
+    "figure.dpi": 96,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": "white",
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#4b5563",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.formatter.min_exponent": 6,  # 8000, not 8·10³, on logarithmic axes
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 2.2,
+    "lines.markersize": 6,
+    "errorbar.capsize": 3,
+    "axes.prop_cycle": "cycler('color', ['#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#5f6b7a'])",
+}
+
+_PIXELS_AN_INCH = 96  # CSS pixels: a figure of 7 inches is shown 672 pixels wide, so that its 10 pt text is 10 pt
+_DOTS_AN_INCH = 150  # of the picture itself, sharp on dense screens too
+_STARTED = time.perf_counter()
+_numbers: dict[tuple[str, str], int] = {}  # ("Figure" | "Table", name) -> its number in this kernel
+
+
+def use_style() -> None:
+    """Set the book's matplotlib style: white ground, 10–12 pt text, colours that everyone can tell apart."""
+    import matplotlib
+
+    matplotlib.rcParams.update(STYLE)
+
+
+def show(fig, caption: str, alt: str, name: str) -> None:
+    """Display a matplotlib figure as a numbered HTML ``<figure>`` and close it.
+
+    caption: what is plotted and how to read it. alt: the finding, in words, for a reader who does not see the picture.
+    name: its anchor, lower-case letters, digits and dashes; showing the same name again keeps the number.
+    """
+    import matplotlib.pyplot as plt
+
+    _check_text("show", caption=caption, alt=alt)
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise FuseMixLiteError(f"show: name {name!r} is no anchor; use lower-case letters, digits and dashes")
+    png = io.BytesIO()
+    fig.savefig(png, format="png", dpi=_DOTS_AN_INCH, metadata={"Software": None})
+    width = round(fig.get_size_inches()[0] * _PIXELS_AN_INCH)
+    plt.close(fig)
+    label = _label("Figure", name)
+    picture = (
+        f'<img src="{_data_uri("image/png", png.getvalue())}" alt="{html.escape(alt)}" '
+        f'style="width:{width}px;max-width:100%;height:auto;background:#fff">'
+    )
+    _display(
+        f'<figure id="{name}" class="fusemix-figure" style="margin:1.2em 0">{picture}'
+        f"<figcaption><strong>{label}.</strong> {html.escape(caption)}</figcaption></figure>",
+        f"{label}. {caption}\n[{alt}]",
+    )
+
+
+def table(rows: Sequence[dict], caption: str, digits: int = 1) -> None:
+    """Display a list of rows (dicts with the same keys) as a numbered HTML table; floats are rounded to `digits`."""
+    _check_text("table", caption=caption)
+    if not rows:
+        raise FuseMixLiteError(f"table {caption!r}: there are no rows to show")
+    columns = list(rows[0])
+    for i, row in enumerate(rows):
+        if list(row) != columns:
+            raise FuseMixLiteError(f"table {caption!r}: row {i} has columns {list(row)}, the first one has {columns}")
+    cells = [[_cell(row[column], digits) for column in columns] for row in rows]
+    numeric = [all(_is_number(row[column]) or row[column] is None for row in rows) for column in columns]
+    align = ["right" if is_numeric else "left" for is_numeric in numeric]
+    head = "".join(
+        f'<th scope="col" style="text-align:{a}">{html.escape(str(c))}</th>'
+        for c, a in zip(columns, align, strict=True)
+    )
+    body = "".join(_table_row(row, align) for row in cells)
+    label = _label("Table", caption)
+    _display(
+        '<div class="fusemix-table" style="overflow-x:auto"><table>'
+        f'<caption style="caption-side:top;text-align:left"><strong>{label}.</strong> {html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
+        "\n".join([f"{label}. {caption}", " | ".join(map(str, columns)), *(" | ".join(row) for row in cells)]),
+    )
+
+
+def gallery(images: Iterable, captions: Sequence[str], alts: Sequence[str], width: int = 128) -> None:
+    """Display pictures side by side, each with its caption and alt text.
+
+    images: PIL images or (H, W, 3) uint8 arrays; width: of each on the page, in pixels.
+    """
+    images = list(images)
+    if not len(images) == len(captions) == len(alts):
+        raise FuseMixLiteError(
+            f"gallery: {len(images)} images, {len(captions)} captions and {len(alts)} alt texts; give one of each"
+        )
+    tiles = []
+    for image, caption, alt in zip(images, captions, alts, strict=True):
+        _check_text("gallery", caption=caption, alt=alt)
+        tiles.append(
+            f'<figure style="margin:0;width:{width}px"><img src="{_data_uri("image/png", _png(image))}" '
+            f'alt="{html.escape(alt)}" width="{width}" style="max-width:100%;height:auto">'
+            f'<figcaption style="font-size:.85em">{html.escape(caption)}</figcaption></figure>'
+        )
+    _display(
+        '<div class="fusemix-gallery" style="display:flex;flex-wrap:wrap;gap:14px">' + "".join(tiles) + "</div>",
+        "\n".join(f"- {caption} [{alt}]" for caption, alt in zip(captions, alts, strict=True)),
+    )
+
+
+def play(audio, rate: int, label: str) -> None:
+    """Display a small player. audio: (T,) float in [-1, 1]; rate: in Hz; label: what is to be heard."""
+    import soundfile
+
+    _check_text("play", label=label)
+    audio = np.asarray(audio, dtype=np.float32)
+    if audio.ndim != 1 or not audio.size or not np.isfinite(audio).all():
+        raise FuseMixLiteError(f"play {label!r}: a mono clip (T,) of finite samples is needed, this is {audio.shape}")
+    ogg = io.BytesIO()
+    soundfile.write(ogg, audio, rate, format="OGG", subtype="VORBIS")
+    _display(
+        f'<figure class="fusemix-player" style="margin:.6em 0"><figcaption>{html.escape(label)}</figcaption>'
+        f'<audio controls preload="none" aria-label="{html.escape(label)}" '
+        f'src="{_data_uri("audio/ogg", ogg.getvalue())}"></audio></figure>',
+        f"{label} [sound, {audio.size / rate:.1f} s]",
+    )
+
+
+def record(name: str, value) -> None:
+    """Keep a number (or a short text) under a name, without showing it, for ``{glue:text}`` in the book's pages.
+
+    value: a Python, NumPy or torch scalar, kept as a plain int, float, bool or str. A name belongs to one page.
+    """
+    if hasattr(value, "item"):
+        value = value.item()
+    if not isinstance(value, (int, float, str)):
+        raise FuseMixLiteError(f"record {name!r}: a number or a text is needed, not {type(value).__name__}")
+    from IPython.display import display
+
+    prefix = "application/papermill.record/"  # the format of scrapbook and MyST-NB; viewers ignore the unknown type
+    display(
+        {prefix + "text/plain": repr(value)},
+        raw=True,
+        metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
+    )
+
+
+def provenance(**extra) -> None:
+    """Print what this run stood on: versions, weights, threads, seconds, and whatever the chapter adds (seeds, …).
+
+    No host name and no path, but times and versions differ between machines: tag the cell ``nbval-ignore-output``.
+    """
+    import torch
+
+    from .encoders import WEIGHTS
+    from .records import digest, weights_digest
+
+    weights = digest([weights_digest(path.parent.name) for path in sorted(WEIGHTS.glob("*/model.safetensors"))])
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    lines = {
+        "fusemix_lite": _version("fusemix-lite"),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in ("torch", "transformers", "numpy", "scipy")},
+        "lite weights": weights,
+        "device": device,
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+        **extra,
+        "seconds": round(time.perf_counter() - _STARTED),
+    }
+    pad = max(map(len, lines))
+    print("\n".join(f"{key:<{pad}}  {value}" for key, value in lines.items()))
+
+
+def _label(kind: str, name: str) -> str:
+    number = _numbers.setdefault((kind, name), 1 + sum(known == kind for known, _ in _numbers))
+    return f"{kind} {number}"
+
+
+def _display(markup: str, plain: str) -> None:
+    from IPython.display import display
+
+    display({"text/html": markup, "text/plain": plain}, raw=True)
+
+
+def _check_text(where: str, **texts: str) -> None:
+    for what, text in texts.items():
+        if not isinstance(text, str) or not text.strip():
+            raise FuseMixLiteError(f"{where}: the {what} is empty; say in words what there is to see or hear")
+
+
+def _data_uri(mime: str, data: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def _png(image) -> bytes:
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _cell(value, digits: int) -> str:
+    if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
+        return "–"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.{digits}f}"
+    return str(value)
+
+
+def _table_row(cells: list[str], align: list[str]) -> str:
+    tags = itertools.chain(['th scope="row"'], itertools.repeat("td"))
+    row = "".join(
+        f'<{tag} style="text-align:{a}">{html.escape(cell)}</{tag.split()[0]}>'
+        for tag, cell, a in zip(tags, cells, align, strict=False)
+    )
+    return f"<tr>{row}</tr>"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,186 @@
+"""Train fusion adapters on paired latents."""
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from .adapters import FusionModel
+from .errors import FuseMixLiteError
+from .losses import symmetric_infonce
+from .metrics import retrieval
+from .mixing import SCHEMES
+from .pairs import LatentPairs
+
+
+@dataclass
+class FitResult:
+    """What `fit` returns.
+
+    Attributes:
+        model: in evaluation mode, on the device it was trained on.
+        history: a dict a step: step (from 1), loss (nats), temperature, lr; where `val` was looked at also val (in
+            percent, as `retrieval` gives it) and val_mean (mean of both directions' R@1, 5, 10).
+        best_step: the step whose weights `model` holds.
+        seconds: wall time of the whole call.
+    """
+
+    model: FusionModel
+    history: list[dict]
+    best_step: int
+    seconds: float
+
+
+def fit(
+    train: LatentPairs,
+    val: LatentPairs | None = None,
+    *,
+    augment: str = "fusemix",
+    alpha: float = 1.0,
+    per: str = "batch",
+    batch_size: int = 512,
+    steps: int = 1000,
+    lr: float = 1e-3,
+    weight_decay: float = 0.1,
+    warmup: float = 0.1,
+    shared_dim: int = 256,
+    depth: int | str | dict = 1,
+    expansion: int = 4,
+    dropout: float | dict = 0.3,
+    standardize: bool = False,
+    evals: int = 10,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> FitResult:
+    """Align two modalities: AdamW on symmetric InfoNCE between augmented latents.
+
+    Every row of a batch is a pair: a row of y with its owner's x. Epochs are shuffled and their incomplete last batch
+    is dropped. Weight decay touches matrices only. All latents are moved to `device` at once.
+
+    Args:
+        train: pairs to learn from.
+        val: pairs to select on: the model returned is the best of `evals` looks by the mean of both directions'
+            R@1, 5, 10. None: the last. Never the test set.
+        augment: a name in `mixing.SCHEMES`; `alpha` and `per` go to it.
+        batch_size: pairs *in the loss*; a mixing scheme loads twice as many rows. Where that is more than `train`
+            has, the batch is made smaller, with a warning.
+        steps: optimiser steps.
+        lr: peak learning rate, reached after the fraction `warmup` of the steps; then a cosine down to 0.
+        shared_dim, depth, expansion, dropout, standardize: of the `FusionModel`; statistics come from `train`.
+        seed: sets initialisation, batch order, mixing and dropout. The caller's random state is left untouched.
+        device: "auto" is CUDA where there is one, otherwise the CPU.
+        progress: show a bar.
+
+    Raises:
+        FuseMixLiteError: an argument out of range, an unknown scheme, `val` that does not fit `train`, or a loss that
+            is not finite.
+
+    Source: official code (AdamW, decay, schedule, temperature), with selection on validation instead of test data.
+    """
+    started = time.perf_counter()
+    _check(train, val, augment, batch_size, steps, lr, warmup, evals)
+    scheme = SCHEMES[augment]
+    batch_size = _fitting_batch(batch_size, scheme.rows_per_pair, len(train))
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    (a, b), x, y, owner = train.names, train.x.to(device), train.y.to(device), train.owner.to(device)
+    generator = Generator(device).manual_seed(seed)  # batch order and mixing
+    look_at = {round(steps * (i + 1) / evals) for i in range(evals)} if val is not None else set()
+    history, best_mean, best_state, best_step = [], -1.0, None, steps
+
+    with _seeded(seed, device):  # initialisation and dropout, which take no generator
+        model = FusionModel(train.dims, shared_dim, depth, expansion, dropout, standardize).to(device)
+        model.fit_standardizers({a: x, b: y})
+        optimizer = _adamw(model, weight_decay)
+        batches = _batches(len(train), batch_size * scheme.rows_per_pair, generator)
+        for step in tqdm(range(1, steps + 1), desc=f"fit ({augment})", disable=not progress):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * lr_factor(step, steps, warmup)
+            rows = next(batches)
+            zx, zy = x.index_select(0, owner.index_select(0, rows)), y.index_select(0, rows)
+            zx, zy = scheme(zx, zy, alpha, generator, per)
+            loss = symmetric_infonce(model.embed(a, zx), model.embed(b, zy), model.temperature)
+            entry = {"step": step, "loss": loss.item(), "temperature": model.temperature.item(), "lr": group["lr"]}
+            if not math.isfinite(entry["loss"]):
+                raise FuseMixLiteError(f"the loss is {entry['loss']} at step {step}: lower lr, or set standardize=True")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            model.clamp_temperature()
+            if step in look_at:
+                entry["val"] = retrieval(model, val)
+                entry["val_mean"] = sum(sum(recall.values()) for recall in entry["val"].values()) / 6
+                if entry["val_mean"] > best_mean:
+                    best_mean, best_step = entry["val_mean"], step
+                    best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            history.append(entry)
+    if best_state is not None:
+        model.load_state_dict(best_state)
+    return FitResult(model.eval(), history, best_step, time.perf_counter() - started)
+
+
+def lr_factor(step: int, steps: int, warmup: float) -> float:
+    """The learning rate of step 1..steps as a share of its peak: linear up over `warmup`, then a cosine down to 0."""
+    ramp = warmup * steps
+    if step <= ramp:
+        return step / ramp
+    return 0.5 * (1 + math.cos(math.pi * (step - ramp) / (steps + 1 - ramp)))
+
+
+def _batches(pairs: int, rows: int, generator: Generator) -> Iterator[Tensor]:
+    """Row numbers of one batch after another, (rows,) each, from endless shuffled epochs."""
+    while True:
+        order = torch.randperm(pairs, generator=generator, device=generator.device)
+        yield from order[: pairs - pairs % rows].split(rows)
+
+
+def _adamw(model: FusionModel, weight_decay: float) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]  # biases, LayerNorm, temperature
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device):
+    """Seed torch's global state inside, give it back as it was after."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+def _fitting_batch(batch_size: int, rows_per_pair: int, pairs: int) -> int:
+    if batch_size * rows_per_pair <= pairs:
+        return batch_size
+    smaller = pairs // rows_per_pair
+    if smaller < 2:
+        raise FuseMixLiteError(f"{pairs} training pairs are too few: the smallest batch takes {2 * rows_per_pair}")
+    warnings.warn(
+        f"batch_size {batch_size} takes {batch_size * rows_per_pair} rows of {pairs}: using {smaller}", stacklevel=3
+    )
+    return smaller
+
+
+def _check(train, val, augment, batch_size, steps, lr, warmup, evals) -> None:
+    if augment not in SCHEMES:
+        raise FuseMixLiteError(f"unknown scheme {augment!r}: choose one of {', '.join(SCHEMES)}")
+    ranges = {
+        "batch_size": (batch_size, batch_size >= 2),
+        "steps": (steps, steps >= 1),
+        "lr": (lr, lr > 0),
+        "warmup": (warmup, 0 <= warmup < 1),
+        "evals": (evals, evals >= 1),
+    }
+    for name, (value, fine) in ranges.items():
+        if not fine:
+            raise FuseMixLiteError(f"fit: {name} = {value} is out of range")
+    if val is not None and val.dims != train.dims:
+        raise FuseMixLiteError(f"val has latents {val.dims}, train {train.dims}: use the same encoders")

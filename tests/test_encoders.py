@@ -1,0 +1,381 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import tiny_encoders as tiny
+import torch
+from PIL import Image
+from tiny_encoders import hf
+
+from fusemix_lite import FuseMixLiteError, encoders
+from fusemix_lite.encoders import load_encoder, pool, resolve_encoder
+
+RNG = np.random.default_rng(0)
+IMAGES = [Image.fromarray(RNG.integers(0, 256, (height, 40, 3), dtype=np.uint8)) for height in (40, 33, 64, 40, 50)]
+SOUNDS = [RNG.normal(0, 0.1, length).astype(np.float32) for length in (32_000, 12_345, 800, 40_000, 31_999)]
+ITEMS = {"image": IMAGES, "text": tiny.CAPTIONS, "audio": SOUNDS}
+
+
+def pixels(folder, image):
+    return hf.AutoImageProcessor.from_pretrained(folder, backend="pil")(image, return_tensors="pt")
+
+
+def tokens(folder, caption):
+    return hf.AutoTokenizer.from_pretrained(folder)(caption, return_tensors="pt")
+
+
+def mels(folder, sound):
+    return hf.AutoFeatureExtractor.from_pretrained(folder)(sound, sampling_rate=16_000, return_tensors="pt")
+
+
+def whisper_frames(folder, sound):
+    model = hf.WhisperModel.from_pretrained(folder, dtype=torch.float32)
+    real = -(-min(len(sound), 32_000) // 320)  # a frame of the encoder is 20 ms; the chunk is 2 s
+    return model.encoder(**mels(folder, sound)).last_hidden_state[0, :real].mean(0)
+
+
+def bert(folder, caption):
+    return hf.BertModel.from_pretrained(folder, dtype=torch.float32)(**tokens(folder, caption)).last_hidden_state[0]
+
+
+def dinov2(folder, image):
+    return hf.Dinov2Model.from_pretrained(folder, dtype=torch.float32)(**pixels(folder, image))
+
+
+def resnet(folder, inputs):
+    return hf.ResNetModel.from_pretrained(folder, dtype=torch.float32)(inputs).last_hidden_state.mean((2, 3))[0]
+
+
+def ast(folder, sound):
+    return hf.ASTModel.from_pretrained(folder, dtype=torch.float32)(**mels(folder, sound)).pooler_output[0]
+
+
+# kind, pooling -> the latent of one item by bare library calls; alone, so that nothing is padded to a batch
+BARE = {
+    ("dinov2", "cls"): lambda folder, item: dinov2(folder, item).last_hidden_state[0, 0],
+    ("dinov2", "mean"): lambda folder, item: dinov2(folder, item).last_hidden_state[0].mean(0),
+    ("resnet", "pooler"): lambda folder, item: resnet(folder, pixels(folder, item)["pixel_values"]),
+    ("resnet", "mean"): lambda folder, item: resnet(folder, pixels(folder, item)["pixel_values"]),
+    ("bert", "mean"): lambda folder, item: bert(folder, item).mean(0),
+    ("bert", "cls"): lambda folder, item: bert(folder, item)[0],
+    ("bag of words", "mean"): lambda folder, item: bert(folder, item).mean(0),
+    ("whisper", "mean"): whisper_frames,
+    ("whisper with decoder", "mean"): whisper_frames,
+    ("log-mel resnet", "pooler"): lambda folder, item: resnet(folder, mels(folder, item)["input_features"][:, None]),
+    ("ast", "pooler"): ast,
+}
+
+
+@pytest.mark.parametrize(("kind", "pooling"), BARE)
+def test_equals_the_bare_library_call_at_every_batch_size(tmp_path, kind, pooling):
+    folder = tiny.save(tmp_path / "encoder", kind, pooling=pooling)
+    encoder = load_encoder(folder)
+    items = ITEMS[encoder.modality]
+    with torch.inference_mode():
+        expected = torch.stack([BARE[kind, pooling](folder, item) for item in items])
+    assert expected.std(0).max() > 1e-3  # items differ, so the comparison says something
+    for batch_size in (1, 2, 64):
+        latents = encoder.encode(items, batch_size)
+        assert latents.dtype == torch.float32 and latents.shape == (len(items), encoder.dim)
+        torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoder.encode(items[::-1]), expected.flip(0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [("dinov2", "cls"), ("bert", "mean"), ("whisper", "mean")])
+def test_pooling_and_modality_without_settings(tmp_path, kind, pooling):
+    encoder = load_encoder(tiny.save(tmp_path / "mine", kind))
+    assert (encoder.id, encoder.pooling) == ("mine", pooling)
+    assert encoder.encode([]).shape == (0, 16)
+
+
+def test_the_encoder_is_frozen_and_loading_leaves_the_global_generator_alone(tmp_path):
+    folder = tiny.save(tmp_path, "bert")
+    tiny.bert(add_pooling_layer=False).save_pretrained(folder)  # the pooler, unused here, is drawn at loading
+    state = torch.get_rng_state()
+    encoder = load_encoder(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not encoder.model.training and not any(weight.requires_grad for weight in encoder.model.parameters())
+    with pytest.raises(FuseMixLiteError, match="2 weights are missing, pooler"):
+        (folder / "fusemix_lite.json").write_text('{"pooling": "pooler"}')
+        load_encoder(folder)
+
+
+def test_prefix(tmp_path):
+    plain = load_encoder(tiny.save(tmp_path / "plain", "bert"))
+    prefixed = load_encoder(tiny.save(tmp_path / "prefixed", "bert", prefix="a dog "))
+    torch.testing.assert_close(prefixed.encode(["barks"]), plain.encode(["a dog barks"]))
+    assert prefixed.revision == plain.revision and prefixed.preprocessing_hash != plain.preprocessing_hash
+
+
+def test_long_captions_are_cut_where_positions_end(tmp_path):
+    folder = tiny.save(tmp_path, "bert")
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = int(1e30)  # what a tokenizer says that does not know
+    tokenizer.save_pretrained(folder)
+    encoder = load_encoder(folder)
+    words = "a dog barks " * 30
+    torch.testing.assert_close(encoder.encode([words]), encoder.encode([words + "and a bell"]))
+
+
+def test_hub_model(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    commit = tmp_path / "snapshots" / "0123abcd"
+    tiny.save(commit, "bert")
+    asked = []
+
+    def snapshot_download(name, revision, **patterns):
+        asked.append((name, revision))
+        return str(commit)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    encoder = load_encoder("someone/tiny-bert", revision="0123abcd")
+    assert asked == [("someone/tiny-bert", "0123abcd")]
+    assert (encoder.id, encoder.revision, encoder.pooling) == ("someone/tiny-bert", "0123abcd", "mean")
+    local = load_encoder(commit)
+    torch.testing.assert_close(encoder.encode(tiny.CAPTIONS), local.encode(tiny.CAPTIONS), rtol=0, atol=0)
+    entry = encoders.EncoderEntry("text", "cls", 16, "MIT", prefix="query: ")
+    monkeypatch.setitem(encoders.ENCODERS, "someone/tiny-bert", entry)
+    registered = load_encoder("someone/tiny-bert")
+    assert (registered.pooling, registered.prefix) == ("cls", "query: ")
+    with pytest.raises(FuseMixLiteError, match="16 dimensions, not 384"):
+        load_encoder("intfloat/e5-small-v2")
+
+
+def test_hub_out_of_reach(monkeypatch):
+    import huggingface_hub
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host\nand a long explanation")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(FuseMixLiteError, match=r"no route to host\); without a network use one of lite-image-a"):
+        load_encoder("facebook/dinov2-small")
+
+
+@pytest.mark.parametrize("name", ["lite-image-z", "dinov2-small", "", "./not/here", "a/b/c", "/nowhere"])
+def test_unknown_name(name):
+    with pytest.raises(FuseMixLiteError, match="unknown encoder .*lite-audio-b"):
+        load_encoder(name)
+
+
+def test_identity_comes_from_the_files_alone(tmp_path):
+    folder = tiny.save(tmp_path / "encoder", "bert")
+    before = resolve_encoder(folder)
+    assert before == resolve_encoder(folder, revision=before.revision) == resolve_encoder(f"{folder}/../encoder")
+    with pytest.raises(FuseMixLiteError, match=f"has revision {before.revision}, not something"):
+        resolve_encoder(folder, revision="something else")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
+    after = resolve_encoder(folder)
+    assert after.revision == before.revision and after.preprocessing_hash != before.preprocessing_hash
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert resolve_encoder(folder).revision != before.revision
+
+
+def damage_weights(folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+def drop_a_weight(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("embeddings.word_embeddings.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def pickle_instead(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny.bert().state_dict(), folder / "pytorch_model.bin")
+
+
+def remote_code(folder):
+    (folder / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoModel": "evil.Evil"}}')
+    (folder / "evil.py").write_text("raise SystemExit('remote code was run')")
+
+
+def other_features(folder):
+    tiny.save(folder, "whisper")
+    hf.WhisperFeatureExtractor(feature_size=80, chunk_length=2).save_pretrained(folder)
+
+
+def settings(text):
+    return lambda folder: (folder / "fusemix_lite.json").write_text(text)
+
+
+BROKEN = {
+    "weights cut": (damage_weights, "cannot be loaded from"),
+    "weight missing": (drop_a_weight, "1 weights are missing, embeddings.word_embeddings"),
+    "pickle": (pickle_instead, "it needs config.json and model.safetensors"),
+    "processor does not fit": (other_features, "expected input.* to have 16 channels"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "it needs config.json"),
+    "remote code": (remote_code, "cannot be loaded"),
+    "config no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
+    "settings no JSON": (settings("{"), "fusemix_lite.json is no JSON"),
+    "settings no object": (settings("[]"), "fusemix_lite.json holds no JSON object"),
+    "pooling unknown": (settings('{"pooling": "max"}'), 'pooling "max"'),
+    "modality unknown": (settings('{"modality": "smell"}'), 'modality "smell"'),
+    "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("*token*")], "no image processor, tok"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_broken_folder(tmp_path, fault):
+    breaks, message = BROKEN[fault]
+    breaks(tiny.save(tmp_path, "bert"))
+    with pytest.raises(FuseMixLiteError, match=message) as caught:
+        load_encoder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_cls_of_a_feature_map_is_refused(tmp_path):
+    with pytest.raises(FuseMixLiteError, match='"cls" needs tokens'):
+        load_encoder(tiny.save(tmp_path, "resnet"))
+
+
+def test_masked_mean_by_hand():
+    hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]]])
+
+    class Output:
+        last_hidden_state = hidden
+
+    assert pool(Output, "mean", torch.tensor([[1, 1, 0]])).tolist() == [[2.0, 4.0]]
+
+
+def test_image_files_are_decoded_upright_in_rgb(tmp_path):
+    encoder = load_encoder(tiny.save(tmp_path / "encoder", "dinov2"))
+    image = IMAGES[1]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.tiff")
+    latents = encoder.encode([tmp_path / name for name in ("turned.png", "grey.png", "alpha.png", "cmyk.tiff")])
+    grey = image.convert("L").convert("RGB")
+    cmyk = image.convert("CMYK").convert("RGB")
+    torch.testing.assert_close(latents, encoder.encode([image, grey, image, cmyk]))
+
+
+def test_sound_files_are_mixed_down_and_resampled(tmp_path):
+    encoder = load_encoder(tiny.save(tmp_path / "encoder", "whisper"))
+    time = np.arange(16_000) / 16_000
+    mono = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    soundfile.write(tmp_path / "mono.wav", mono, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "stereo.wav", np.stack([2 * mono, 0 * mono], 1), 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "low.flac", 0.3 * np.sin(2 * np.pi * 440 * np.arange(8_000) / 8_000), 8_000)
+    expected = encoder.encode([mono])[0]
+    for name, tolerance in {"mono.wav": 0, "stereo.wav": 1e-6}.items():
+        torch.testing.assert_close(encoder.encode([tmp_path / name])[0], expected, rtol=0, atol=tolerance)
+    low = encoder.prepare(tmp_path / "low.flac")
+    assert low.shape == (16_000,) and low.dtype == np.float32
+    assert np.abs(low - mono)[500:-500].max() < 2e-3  # away from the filter's ends
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+def test_arrays_are_resampled_to_the_rate_of_the_encoder(tmp_path):
+    folder = tiny.save(tmp_path, "log-mel resnet", pooling="pooler")
+    hf.WhisperFeatureExtractor(feature_size=16, chunk_length=2, sampling_rate=8_000).save_pretrained(folder)
+    encoder = load_encoder(folder)
+    prepared = encoder.prepare(SOUNDS[0])
+    assert prepared.shape == (16_000,)
+    torch.testing.assert_close(encoder.encode_prepared([prepared]), encoder.encode([SOUNDS[0]]))
+
+
+def test_one_caption_is_no_list(tmp_path):
+    with pytest.raises(FuseMixLiteError, match="takes a list of items, not 'a dog'"):
+        load_encoder(tiny.save(tmp_path, "bert")).encode("a dog")
+
+
+def test_bad_items_are_named(tmp_path):
+    image, text, sound = (load_encoder(tiny.save(tmp_path / kind, kind)) for kind in ("dinov2", "bert", "whisper"))
+    noise = np.float32(SOUNDS[0])
+    with_nan = noise.copy()
+    with_nan[7] = np.nan
+    (tmp_path / "text.png").write_text("no image")
+    cases = [
+        (text, " \n", "is no caption"),
+        (text, None, "is no caption"),
+        (text, 3.0, "is no caption"),
+        (image, tmp_path / "absent.png", "absent.png is no readable image"),
+        (image, str(tmp_path / "text.png"), "text.png is no readable image"),
+        (image, None, "NoneType is no readable image"),
+        (sound, tmp_path / "absent.wav", "absent.wav is no readable sound"),
+        (sound, tmp_path / "text.png", "text.png is no readable sound"),
+        (sound, np.zeros(0, np.float32), "empty"),
+        (sound, noise[:399], "shorter than 25 ms"),
+        (sound, np.stack([noise, noise]), r"array float32\(2, 32000\) is no mono sound"),
+        (sound, np.zeros(16_000, np.int16), "is no mono sound"),
+        (sound, with_nan, "not finite"),
+    ]
+    for encoder, bad, message in cases:
+        good = ITEMS[encoder.modality][0]
+        with pytest.raises(FuseMixLiteError, match=f"item 2: .*{message}") as caught:
+            encoder.encode([good, good, bad], batch_size=2)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "wav", "flac", "ogg", "aiff"])
+def test_truncated_files_are_named(tmp_path, suffix):
+    is_image = suffix in ("png", "jpg", "gif", "bmp")
+    encoder = load_encoder(tiny.save(tmp_path, "dinov2" if is_image else "whisper"))
+    file = tmp_path / f"item.{suffix}"
+    if is_image:
+        IMAGES[0].save(file)
+    else:
+        soundfile.write(file, SOUNDS[0], 16_000)
+    encoder.encode([file])
+    whole = file.read_bytes()
+    for fraction in (0.0, 0.01, 0.5, 0.9):
+        file.write_bytes(whole[: int(fraction * len(whole))])
+        with pytest.raises(FuseMixLiteError, match=f"item.{suffix} is (no readable|truncated)"):
+            encoder.encode([file])
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_the_torchvision_fix_does_nothing_where_torchvision_imports(tmp_path):
+    (tmp_path / "torchvision.py").write_text("imports = globals().get('imports', 0) + 1")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torch, torchvision\n"
+        "from fusemix_lite.torchvision_fix import import_torchvision_safely\n"
+        "import_torchvision_safely()\n"
+        "assert sys.modules['torchvision'] is torchvision and torchvision.imports == 1\n"
+        "assert not hasattr(torch.ops.torchvision, 'nms')"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_torchvision_transforms_work_after_the_fix():
+    code = (
+        "import torch\n"
+        "from fusemix_lite.torchvision_fix import import_torchvision_safely\n"
+        "import_torchvision_safely()\n"
+        "import_torchvision_safely()\n"
+        "import torchvision.transforms as t\n"
+        "print(t.CenterCrop(2)(torch.ones(3, 4, 4)).sum().item())"
+    )
+    done = run_python(code)
+    assert done.stdout.strip() == "12.0", done.stderr
+
+
+def test_a_torchvision_broken_in_another_way_is_not_touched(tmp_path):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('something else')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from fusemix_lite.torchvision_fix import import_torchvision_safely\n"
+        "import_torchvision_safely()"
+    )
+    assert "RuntimeError: something else" in run_python(code).stderr

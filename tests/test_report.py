@@ -1,0 +1,161 @@
+"""Outputs of a chapter: what they say, in HTML and in words."""
+
+import base64
+import io
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from fusemix_lite import FuseMixLiteError, report
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Everything displayed, as (data, metadata); figure and table numbers start at 1."""
+    outputs = []
+    monkeypatch.setattr(
+        "IPython.display.display", lambda data, raw, metadata=None: outputs.append((data, metadata or {}))
+    )
+    monkeypatch.setattr(report, "_numbers", {})
+    return outputs
+
+
+def figure():
+    fig, ax = plt.subplots()
+    ax.plot([0, 1])
+    return fig
+
+
+def embedded(markup: str) -> bytes:
+    return base64.b64decode(re.search(r"base64,([^\"]+)", markup).group(1))
+
+
+def test_figure_is_numbered_described_and_closed(shown):
+    report.show(figure(), 'Recall "x" < y', "It rises.", "fig-a")
+    report.show(figure(), "Second", "It falls.", "fig-b")
+    report.show(figure(), "First again", "It rises.", "fig-a")
+    html = [data["text/html"] for data, _ in shown]
+    assert '<figure id="fig-a"' in html[0] and 'alt="It rises."' in html[0]
+    assert "Recall &quot;x&quot; &lt; y" in html[0]
+    assert [re.search(r"Figure \d", h).group() for h in html] == ["Figure 1", "Figure 2", "Figure 1"]
+    assert shown[0][0]["text/plain"] == 'Figure 1. Recall "x" < y\n[It rises.]'
+    assert not plt.get_fignums()
+
+
+def test_figure_text_has_its_nominal_size_on_the_page(shown):
+    report.use_style()
+    fig = figure()
+    inches = fig.get_size_inches()[0]
+    report.show(fig, "c", "a", "fig-size")
+    markup = shown[0][0]["text/html"]
+    assert f"width:{round(inches * 96)}px" in markup
+    assert Image.open(io.BytesIO(embedded(markup))).size[0] >= 1.5 * inches * 96
+    assert min(v for k, v in report.STYLE.items() if k.endswith(("font.size", "labelsize", "fontsize"))) >= 10
+
+
+def test_same_figure_gives_the_same_bytes(shown):
+    report.show(figure(), "c", "a", "fig-1")
+    report.show(figure(), "c", "a", "fig-2")
+    assert embedded(shown[0][0]["text/html"]) == embedded(shown[1][0]["text/html"])
+
+
+@pytest.mark.parametrize(
+    "caption, alt, name, message",
+    [
+        ("", "a", "fig", "caption is empty"),
+        ("c", "  ", "fig", "alt is empty"),
+        ("c", "a", "Fig 1", "no anchor"),
+    ],
+)
+def test_figure_refuses_missing_words(shown, caption, alt, name, message):
+    with pytest.raises(FuseMixLiteError, match=message):
+        report.show(figure(), caption, alt, name)
+    plt.close("all")
+
+
+def test_table_rounds_and_marks_headers(shown):
+    rows = [
+        {"scheme": "none", "R@1": 15.749, "n": 3, "note": None},
+        {"scheme": "<mix>", "R@1": np.float32(18.0), "n": np.int64(4), "note": float("nan")},
+    ]
+    report.table(rows, "Recall in %.", digits=2)
+    data = shown[0][0]
+    assert data["text/plain"].splitlines() == [
+        "Table 1. Recall in %.",
+        "scheme | R@1 | n | note",
+        "none | 15.75 | 3 | –",
+        "<mix> | 18.00 | 4 | –",
+    ]
+    assert data["text/html"].count('scope="col"') == 4 and data["text/html"].count('scope="row"') == 2
+    assert "&lt;mix&gt;" in data["text/html"] and "<mix>" not in data["text/html"]
+    assert data["text/html"].count("</th>") == 6 and data["text/html"].count("</td>") == 6
+
+
+def test_table_refuses_ragged_and_empty(shown):
+    with pytest.raises(FuseMixLiteError, match="row 1 has columns"):
+        report.table([{"a": 1}, {"b": 2}], "t")
+    with pytest.raises(FuseMixLiteError, match="no rows"):
+        report.table([], "t")
+
+
+def test_gallery_takes_arrays_and_pictures(shown):
+    images = [np.zeros((8, 8, 3), np.uint8), Image.new("RGB", (8, 8), "red")]
+    report.gallery(images, ["a", "b"], ["black", "red"])
+    markup = shown[0][0]["text/html"]
+    assert markup.count("<figure") == 2 and 'alt="red"' in markup
+    with pytest.raises(FuseMixLiteError, match="2 images, 1 captions"):
+        report.gallery(images, ["a"], ["black", "red"])
+
+
+def test_player_holds_the_sound(shown):
+    tone = torch.sin(torch.arange(16000) * 0.1) * 0.5
+    report.play(tone, 16000, "a tone")
+    data = shown[0][0]
+    sound, rate = soundfile.read(io.BytesIO(embedded(data["text/html"])))
+    assert rate == 16000 and sound.shape == (16000,) and abs(sound).max() == pytest.approx(0.5, abs=0.05)
+    assert data["text/plain"] == "a tone [sound, 1.0 s]" and len(data["text/html"]) < 30_000
+
+
+@pytest.mark.parametrize("audio", [np.zeros((2, 8)), np.zeros(0), np.array([0.0, np.nan])])
+def test_player_refuses_what_is_no_clip(shown, audio):
+    with pytest.raises(FuseMixLiteError, match="mono clip"):
+        report.play(audio, 16000, "x")
+
+
+@pytest.mark.parametrize(
+    "value, kept",
+    [(np.float64(1.5), "1.5"), (torch.tensor(2), "2"), (3.25, "3.25"), ("reproduced", "'reproduced'"), (True, "True")],
+)
+def test_record_keeps_plain_values_out_of_sight(shown, value, kept):
+    report.record("r", value)
+    data, metadata = shown[0]
+    assert data == {"application/papermill.record/text/plain": kept}
+    assert metadata["scrapbook"]["name"] == "r"
+
+
+def test_record_refuses_objects(shown):
+    with pytest.raises(FuseMixLiteError, match="not list"):
+        report.record("r", [1])
+
+
+def test_provenance_names_no_place(shown, capsys):
+    report.provenance(seeds=[0, 1])
+    text = capsys.readouterr().out
+    assert "torch " in text and re.search(r"seeds +\[0, 1\]", text) and re.search(r"lite weights +[0-9a-f]{16}", text)
+    assert "/" not in text
+
+
+def test_colours_are_distinct_and_readable_on_white():
+    assert len(set(report.COLOURS.values())) == len(report.COLOURS)
+    for colour in report.COLOURS.values():
+        channels = np.array(matplotlib.colors.to_rgb(colour))
+        linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) > 2

@@ -1,0 +1,194 @@
+"""What `fit` promises: batches, selection, schedules, seeds, errors."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from test_pairs import toy_pairs
+
+from fusemix_lite import SCHEMES, FuseMixLiteError, FusionModel, fit, retrieval, training
+
+QUICK = {"steps": 12, "batch_size": 8, "shared_dim": 5, "progress": False}
+
+
+def states_equal(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def scripted_scheme(monkeypatch, scheme, rows_per_pair=1):
+    scheme.rows_per_pair = rows_per_pair
+    monkeypatch.setitem(SCHEMES, "scripted", scheme)
+
+
+@pytest.fixture
+def pairs():
+    return toy_pairs()  # 20 items, 100 pairs
+
+
+@pytest.mark.parametrize("augment", SCHEMES)
+def test_learns_to_retrieve(augment):
+    train, test = toy_pairs(200, noise=0.3), toy_pairs(50, noise=0.3, seed=1)
+    model = fit(train, augment=augment, steps=150, batch_size=64, shared_dim=16, lr=0.01, progress=False).model
+    for recall in retrieval(model, test).values():
+        assert recall[10] > 75  # chance is about 20
+
+
+def test_shuffled_pairs_end_at_chance():
+    train, test = toy_pairs(200, noise=0.3), toy_pairs(50, noise=0.3, seed=1)
+    means = []
+    for seed in range(4):
+        model = fit(
+            train.shuffled(seed), steps=60, batch_size=64, shared_dim=16, lr=0.01, seed=seed, progress=False
+        ).model
+        means += [recall[10] for recall in retrieval(model, test).values()]
+    assert sum(means) / len(means) < 25  # chance is about 20
+
+
+@pytest.mark.parametrize("augment", SCHEMES)
+def test_batch_size_counts_the_pairs_in_the_loss(monkeypatch, pairs, augment):
+    sizes = []
+    loss = training.symmetric_infonce
+    monkeypatch.setattr(
+        training, "symmetric_infonce", lambda u, v, t: (sizes.append((len(u), len(v))), loss(u, v, t))[1]
+    )
+    fit(pairs, augment=augment, **QUICK)
+    assert sizes == [(8, 8)] * 12
+
+
+def test_rows_are_pairs_and_epochs_are_complete(monkeypatch, pairs):
+    seen = []
+    rows = {tuple(y.tolist()): row for row, y in enumerate(pairs.y)}
+
+    def spy(zx, zy, alpha, generator, per):
+        found = [rows[tuple(y.tolist())] for y in zy]
+        assert torch.equal(zx, pairs.x[pairs.owner[found]])  # each y comes with its owner
+        assert (alpha, per) == (0.7, "pair")
+        seen.extend(found)
+        return zx, zy
+
+    scripted_scheme(monkeypatch, spy)
+    fit(pairs, augment="scripted", alpha=0.7, per="pair", **QUICK | {"batch_size": 25, "steps": 8})
+    assert sorted(seen[:100]) == sorted(seen[100:]) == list(range(100))
+    assert seen[:100] != seen[100:]
+
+
+def test_too_few_rows(pairs):
+    with pytest.warns(UserWarning, match="takes 160 rows of 100: using 50"):
+        fit(pairs, **QUICK | {"batch_size": 80})
+    with pytest.raises(FuseMixLiteError, match="3 training pairs"):
+        fit(toy_pairs(3, captions=1), **QUICK)
+
+
+def test_same_seed_same_model_and_the_callers_state_is_untouched(pairs):
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    first = fit(pairs, seed=1, **QUICK)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]  # noqa: NPY002
+    torch.rand(7)  # whatever the caller's state is
+    second = fit(pairs, seed=1, **QUICK)
+    assert first.history == second.history and states_equal(first.model, second.model)
+    assert first.history != fit(pairs, seed=2, **QUICK).history
+
+
+def test_the_best_look_on_val_is_returned(monkeypatch, pairs):
+    scores, weights = iter([10.0, 30.0, 20.0, 30.0]), []
+
+    def scripted(model, val):
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        level = next(scores)
+        return {"image_to_text": {1: level, 5: level, 10: level}, "text_to_image": {1: level, 5: level, 10: level}}
+
+    monkeypatch.setattr(training, "retrieval", scripted)
+    result = fit(pairs, toy_pairs(seed=1), evals=4, **QUICK)
+    assert [entry["step"] for entry in result.history if "val" in entry] == [3, 6, 9, 12]
+    assert [entry["val_mean"] for entry in result.history if "val" in entry] == [10, 30, 20, 30]
+    assert result.best_step == 6  # the earlier of two equals
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in result.model.state_dict().items())
+
+
+def test_looking_at_val_does_not_change_the_training(pairs):
+    without, looked = fit(pairs, **QUICK), fit(pairs, toy_pairs(seed=1), evals=1, **QUICK)
+    assert [entry["loss"] for entry in without.history] == [entry["loss"] for entry in looked.history]
+    assert without.best_step == looked.best_step == 12 and states_equal(without.model, looked.model)
+    last = looked.history[-1]
+    assert last["val"] == retrieval(looked.model, toy_pairs(seed=1))
+    assert last["val_mean"] == pytest.approx(np.mean([list(recall.values()) for recall in last["val"].values()]))
+
+
+def test_history(pairs):
+    result = fit(pairs, **QUICK)
+    assert [entry["step"] for entry in result.history] == list(range(1, 13))
+    assert result.history[0].keys() == {"step", "loss", "temperature", "lr"}
+    assert result.history[0]["temperature"] == pytest.approx(0.07)
+    assert result.seconds > 0 and not result.model.training
+
+
+def test_learning_rate_warms_up_and_decays():
+    factors = [training.lr_factor(step, 100, 0.1) for step in range(1, 101)]
+    assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    assert 0 < factors[-1] < 1e-3 and factors[54] == pytest.approx(0.5, abs=0.02)
+
+
+def test_no_decay_on_vectors_and_temperature():
+    model = FusionModel({"image": 3, "text": 4}, 5, depth=1)
+    decay, rest = training._adamw(model, 0.1).param_groups
+    assert decay["weight_decay"] == 0.1 and all(p.ndim == 2 for p in decay["params"])
+    assert rest["weight_decay"] == 0 and any(p is model.temperature for p in rest["params"])
+    assert len(decay["params"]) + len(rest["params"]) == len(list(model.parameters()))
+
+
+def test_temperature_stays_in_its_range(pairs):
+    for entry in fit(pairs, lr=5.0, warmup=0.0, **QUICK).history:
+        assert 0.001 <= round(entry["temperature"], 6) <= 0.5
+
+
+def test_standardisation_is_of_the_training_items(pairs, tmp_path):
+    model = fit(pairs, standardize=True, **QUICK).model
+    assert torch.allclose(model.standardizers["image"].mean, pairs.x.mean(0), atol=1e-6)
+    assert torch.allclose(model.standardizers["text"].std, pairs.y.std(0, correction=0), atol=1e-6)
+    model.save_pretrained(tmp_path)
+    assert states_equal(FusionModel.from_pretrained(tmp_path), model)
+
+
+def test_a_frozen_modality(pairs):
+    result = fit(pairs, **QUICK | {"shared_dim": 6}, depth={"image": 1, "text": "identity"})
+    assert torch.equal(result.model.embed("text", pairs.y), torch.nn.functional.normalize(pairs.y, dim=1))
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    fit(toy_pairs(dims=(6, 6)), depth="identity", **QUICK | {"shared_dim": 6})  # the temperature alone
+
+
+def test_a_loss_that_is_not_finite_names_its_step(monkeypatch, pairs):
+    calls = iter(range(100))
+    scripted_scheme(monkeypatch, lambda zx, zy, *_: (zx * (math.nan if next(calls) == 4 else 1), zy))
+    with pytest.raises(FuseMixLiteError, match="nan at step 5"):
+        fit(pairs, augment="scripted", **QUICK)
+
+
+def test_silent_without_progress(pairs, capsys):
+    fit(pairs, **QUICK)
+    assert capsys.readouterr() == ("", "")
+    fit(pairs, **QUICK | {"progress": True})
+    assert "fit (fusemix)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augment": "mixup"}, "'mixup': choose one of none, noise, separate, quantise, slerp, fusemix"),
+        ({"batch_size": 1}, "batch_size = 1"),
+        ({"steps": 0}, "steps = 0"),
+        ({"lr": 0}, "lr = 0"),
+        ({"warmup": 1.0}, "warmup = 1.0"),
+        ({"evals": 0}, "evals = 0"),
+        ({"alpha": 0}, "alpha = 0"),
+        ({"per": "row"}, "per = 'row'"),
+        ({"val": toy_pairs(dims=(8, 7))}, "'text': 7"),
+        ({"val": toy_pairs(names=("audio", "text"))}, "'audio': 8"),
+    ],
+)
+def test_bad_arguments(pairs, options, message):
+    with pytest.raises(FuseMixLiteError, match=message):
+        fit(pairs, **QUICK | options)
