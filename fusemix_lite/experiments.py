@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .datasets import SoundingScenes, scene_pairs
 from .errors import FuseMixLiteError
 from .profiles import Profile, profile
-from .records import RESULTS, Record, digest, fingerprint
+from .records import RESULTS, Record, digest, encoders_of, fingerprint
 
 TUNING = 1_000  # the first seed of the grid: far from those of the records
 
@@ -42,10 +42,7 @@ def arms_fusemix(p: Profile) -> list[dict]:
 def arms_retrieval(p: Profile) -> list[dict]:
     """Chapter "Image-text retrieval": all encoder pairs on all pairs, with FuseMix and without, and the null."""
     pairs = list(product(p.image_encoders, p.text_encoders))
-    arms = [
-        {"scheme": s, "items": p.train_items, "image": i, "text": t}
-        for (i, t), s in product(pairs, ("none", "fusemix"))
-    ]
+    arms = [{"scheme": s, "items": p.train_items, "image": i, "text": t} for (i, t), s in product(pairs, ("none", "fusemix"))]
     image, text = pairs[0]
     return [*arms, {"scheme": "fusemix", "items": p.train_items, "image": image, "text": text, "null": "shuffled"}]
 
@@ -67,7 +64,7 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
 
     if arm.get("null") == "again":
         seed += 500  # other seeds than the arm it repeats
-    encoders = arm.get("image", p.image_encoders[0]), arm.get("text", p.text_encoders[0])
+    encoders = encoders_of(arm, p)
     train = pairs_of(p, "train", *encoders).subset(arm["items"], seed)
     if arm.get("null") == "shuffled":
         train = train.shuffled(seed)
@@ -115,15 +112,23 @@ class Runs:
             file.write(json.dumps({"job": job, "numbers": numbers}) + "\n")
 
 
-def _job(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> tuple[str, dict]:
+def _key(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> str:
+    """What a run is known by: arms of two experiments that are the same run are run once."""
+    image, text = encoders_of(arm, p)
+    named = {**arm, "image": image, "text": text}
+    return digest([fingerprint(p, [named]), dropout, steps, seed, test])
+
+
+def _job(*job) -> tuple[str, dict]:
     import torch
 
     torch.set_num_threads(1)  # two processes of one thread beat one process of two
-    return digest([arm, dropout, steps, seed, test]), run(p, arm, dropout, steps, seed, test)
+    return _key(*job), run(*job)
 
 
 def _run_all(jobs: list[tuple], runs: Runs, workers: int, what: str) -> None:
-    missing = [job for job in jobs if digest(job[1:]) not in runs.done]
+    jobs = list({_key(*job): job for job in jobs}.values())
+    missing = [job for job in jobs if _key(*job) not in runs.done]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(jobs), desc=what) as bar:
         bar.update(len(jobs) - len(missing))
@@ -137,44 +142,31 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     from .extraction import cache_dir
 
     arms = EXPERIMENTS[name](p)
-    stamp = fingerprint(name, p, arms)
-    runs = Runs(cache_dir() / "experiments" / f"{name}-{p.name}-{stamp}.jsonl")
+    runs = Runs(cache_dir() / "experiments" / f"{p.name}.jsonl")
     started = time.perf_counter()
-    for arm in arms:  # latents first, so that no two workers extract the same ones
-        for split in ("train", "val", "test"):
-            pairs_of(p, split, arm.get("image", p.image_encoders[0]), arm.get("text", p.text_encoders[0]))
+    for encoders, split in product({encoders_of(arm, p) for arm in arms}, ("train", "val", "test")):
+        pairs_of(p, split, *encoders)  # latents first, so that no two workers extract the same ones
     pairs_of.cache_clear()
 
     grid = list(product(p.dropouts, p.lengths))
-    tuned = [arm for arm in arms if "null" not in arm]
     tuning = [TUNING + i for i in range(p.tuning_seeds)]
-    _run_all(
-        [(p, arm, *point, s, False) for arm in tuned for point in grid for s in tuning],
-        runs,
-        workers,
-        f"{name}: tuning",
-    )
-    chosen = {}
-    for arm in arms:
-        like = {key: value for key, value in arm.items() if key != "null"}  # a null runs with the settings of its arm
-        tried = {point: [runs.done[digest([like, *point, s, False])] for s in tuning] for point in grid}
-        chosen[digest(arm)] = choose(tried)
     seeds = [p.seed + i for i in range(p.seeds)]
-    final = [(p, arm, *chosen[digest(arm)].values(), s, True) for arm in arms for s in seeds]
-    _run_all(final, runs, workers, f"{name}: seeds")
+    untuned = [{key: value for key, value in arm.items() if key != "null"} for arm in arms]  # a null has its arm's settings
+    _run_all(
+        [(p, arm, *point, s, False) for arm in untuned for point in grid for s in tuning], runs, workers, f"{name}: tuning"
+    )
+    chosen = [choose({point: [runs.done[_key(p, arm, *point, s, False)] for s in tuning] for point in grid}) for arm in untuned]
+    final = [[(p, arm, *best.values(), s, True) for s in seeds] for arm, best in zip(arms, chosen, strict=True)]
+    _run_all([job for jobs in final for job in jobs], runs, workers, f"{name}: seeds")
     cells = [
-        {
-            "arm": arm,
-            "chosen": chosen[digest(arm)],
-            "runs": [runs.done[digest([arm, *chosen[digest(arm)].values(), s, True])] for s in seeds],
-        }
-        for arm in arms
+        {"arm": arm, "chosen": best, "runs": [runs.done[_key(*job)] for job in jobs]}
+        for arm, best, jobs in zip(arms, chosen, final, strict=True)
     ]
     return {
         "name": name,
         "profile": p.name,
         "config": asdict(p),
-        "fingerprint": stamp,
+        "fingerprint": fingerprint(p, arms),
         "seeds": seeds,
         "grid": {"dropout": p.dropouts, "steps": p.lengths, "seeds": tuning},
         "cells": cells,
@@ -183,8 +175,8 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             **{package: version(package) for package in ("torch", "transformers", "numpy")},
-            "run_seconds": round(sum(numbers["seconds"] for numbers in runs.done.values())),
-            "wall_seconds": round(time.perf_counter() - started),
+            "seconds_of_all_runs_shown": round(sum(run["seconds"] for cell in cells for run in cell["runs"])),
+            "wall_seconds_of_this_call": round(time.perf_counter() - started),
         },
     }
 

@@ -112,7 +112,12 @@ def scale(profile: Profile) -> dict:
     return {key: value for key, value in asdict(profile).items() if key not in free}
 
 
-def fingerprint(experiment: str, profile: Profile, arms: list[dict]) -> str:
-    """What a record depends on: experiment, scale, arms, weights and data. A record with another one is stale."""
-    encoders = sorted({*profile.image_encoders, *profile.text_encoders})
-    return digest([experiment, scale(profile), arms, [weights_digest(e) for e in encoders], world_digest()])
+def encoders_of(arm: dict, profile: Profile) -> tuple[str, str]:
+    """The image and the text encoder of an arm: the profile's first ones unless it names others."""
+    return arm.get("image", profile.image_encoders[0]), arm.get("text", profile.text_encoders[0])
+
+
+def fingerprint(profile: Profile, arms: list[dict]) -> str:
+    """What a record depends on: scale, arms, weights and data. A record with another one is stale."""
+    encoders = sorted({name for arm in arms for name in encoders_of(arm, profile)})
+    return digest([scale(profile), arms, [weights_digest(name) for name in encoders], world_digest()])

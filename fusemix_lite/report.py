@@ -100,6 +100,23 @@ def show(fig, caption: str, alt: str, name: str) -> None:
     )
 
 
+def curves(ax, x: Sequence[float], series: dict[str, Sequence]) -> None:
+    """Draw each series over `x` with its intervals, its name written at its end instead of into a legend.
+
+    series: name -> intervals (``mean``, ``low``, ``high``), one a value of x; the name gives the colour (COLOURS).
+    """
+    for name, intervals in series.items():
+        means = [i.mean for i in intervals]
+        bars = [[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]]
+        ax.errorbar(x, means, bars, marker="o", color=COLOURS[name], label=name)
+    bottom, top = ax.get_ylim()
+    height, free = 0.07 * (top - bottom), -math.inf  # of a line of text; where the next name may stand
+    for name in sorted(series, key=lambda name: series[name][-1].mean):
+        free = max(free + height, series[name][-1].mean)
+        place = {"xytext": (1.02, free), "textcoords": ("axes fraction", "data")}
+        ax.annotate(name, (x[-1], free), **place, color=COLOURS[name], weight="bold", va="center", annotation_clip=False)
+
+
 def table(rows: Sequence[dict], caption: str, digits: int = 1) -> None:
     """Display a list of rows (dicts with the same keys) as a numbered HTML table; floats are rounded to `digits`."""
     _check_text("table", caption=caption)
@@ -148,6 +165,12 @@ def gallery(images: Iterable, captions: Sequence[str], alts: Sequence[str], widt
         '<div class="fusemix-gallery" style="display:flex;flex-wrap:wrap;gap:14px">' + "".join(tiles) + "</div>",
         "\n".join(f"- {caption} [{alt}]" for caption, alt in zip(captions, alts, strict=True)),
     )
+
+
+def describe(scene) -> str:
+    """What the picture of a Sounding Scene shows, in words: for alt texts."""
+    things = (f"{t.count} {t.size} {t.colour} {t.kind}{'s' * (t.count > 1)} ({t.position})" for t in scene.things)
+    return f"{' and '.join(things)}, background: {scene.background}"
 
 
 def play(audio, rate: int, label: str) -> None:

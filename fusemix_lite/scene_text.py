@@ -56,7 +56,8 @@ _PLACE_WORDS = {
 _SCENERY = {
     "meadow": ("in a meadow", "on a green field", "on the grass"), "beach": ("on the beach", "by the sea", "at the shore"),
     "night": ("at night", "under the stars", "in the dark"), "snow": ("in the snow", "in winter", "on a snowy plain"),
-    "city": ("in the city", "in front of buildings", "downtown"), "desert": ("in the desert", "among the dunes", "in a dry land"),
+    "city": ("in the city", "in front of buildings", "downtown"),
+    "desert": ("in the desert", "among the dunes", "in a dry land"),
 }  # fmt: skip
 _NUMBERS = {2: ("two", "a pair of", "2"), 3: ("three", "a trio of", "3")}
 _TIMES = {1: ("once", "a single time"), 2: ("twice", "two times"), 3: ("three times", "thrice")}

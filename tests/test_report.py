@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fusemix_lite import FuseMixLiteError, report
+from fusemix_lite.stats import Interval
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -159,3 +160,14 @@ def test_colours_are_distinct_and_readable_on_white():
         channels = np.array(matplotlib.colors.to_rgb(colour))
         linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) > 2
+
+
+def test_curves_are_named_at_their_ends_without_overlap():
+    fig, ax = plt.subplots()
+    low, high = [Interval(1, 0, 2), Interval(10, 9, 11)], [Interval(2, 1, 3), Interval(10.1, 9, 11)]
+    report.curves(ax, [500, 1000], {"fusemix": high, "none": low})
+    names = sorted(ax.texts, key=lambda text: text.xyann[1])
+    assert [text.get_text() for text in names] == ["none", "fusemix"]  # as the lines end
+    assert names[0].xyann[1] == 10 and names[1].xyann[1] - names[0].xyann[1] > 0.5
+    assert not ax.get_legend() and len(ax.containers) == 2
+    plt.close(fig)

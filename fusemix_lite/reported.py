@@ -1,0 +1,81 @@
+"""Numbers that others report, each with how we know it: ``book/reported.yml``, read and checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import FuseMixLiteError
+
+_PACKAGED = Path(__file__).parent / "_reported.yml"  # in an installed wheel
+REPORTED = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[1] / "book" / "reported.yml"
+
+#: How a number is known. What is only remembered, or was not found, has no mark and no place in the book.
+MARKS = {
+    "P": "stated in the paper",
+    "C": "in the official code",
+    "S": "reported by a secondary source",
+    "D": "arithmetic from such facts",
+}
+DIRECTIONS = ("text_to_image", "image_to_text")
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One model's reported results.
+
+    Attributes:
+        pairs: how many pairs it was trained on; None where no source says so.
+        mark: a key of `MARKS`. source: where the numbers were read.
+        recall: in percent, by dataset, direction and k, as ``recall["COCO"]["text_to_image"][1]``.
+    """
+
+    model: str
+    pairs: int | None
+    mark: str
+    source: str
+    recall: dict[str, dict[str, dict[int, float]]]
+
+    def at(self, dataset: str, direction: str, k: int = 1) -> float | None:
+        """Recall@k in percent, None where it is not known."""
+        return self.recall.get(dataset, {}).get(direction, {}).get(k)
+
+
+def load_reported(topic: str, path: Path = REPORTED) -> list[Reported]:
+    """The reported results of a topic, such as "image-text-retrieval", in the file's order.
+
+    Raises:
+        FuseMixLiteError: no such file or topic, or a row that lacks a field, a known mark or a source, or whose recall
+            is no percentage.
+    """
+    import yaml
+
+    try:
+        topics = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FuseMixLiteError(f"no file {path} with the reported numbers") from None
+    except yaml.YAMLError as error:
+        raise FuseMixLiteError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(topics, dict) or topic not in topics:
+        have = ", ".join(topics) if isinstance(topics, dict) else "nothing"
+        raise FuseMixLiteError(f"{path.name} has no topic {topic!r}; it has {have}")
+    return [_checked(row, f"{path.name}, {topic}, row {i}") for i, row in enumerate(topics[topic], 1)]
+
+
+def _checked(row: dict, where: str) -> Reported:
+    fields = tuple(Reported.__dataclass_fields__)
+    if not isinstance(row, dict) or sorted(row) != sorted(fields):
+        raise FuseMixLiteError(f"{where}: give exactly the fields {', '.join(fields)}")
+    where = f"{where} ({row['model']})"
+    if row["mark"] not in MARKS:
+        raise FuseMixLiteError(f"{where}: unknown mark {row['mark']!r}; choose one of {', '.join(MARKS)}")
+    if not row["source"]:
+        raise FuseMixLiteError(f"{where}: the source is empty; a number without one cannot be quoted")
+    if row["pairs"] is not None and not (isinstance(row["pairs"], int) and row["pairs"] > 0):
+        raise FuseMixLiteError(f"{where}: pairs = {row['pairs']!r}; give a positive whole number, or null")
+    for dataset, directions in row["recall"].items():
+        for direction, values in directions.items():
+            if direction not in DIRECTIONS:
+                raise FuseMixLiteError(f"{where}: {dataset} {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+            for k, value in values.items():
+                if not isinstance(value, (int, float)) or not 0 <= value <= 100:
+                    raise FuseMixLiteError(f"{where}: {dataset} {direction}@{k} = {value!r} is no percentage")
+    return Reported(**row)

@@ -1,0 +1,67 @@
+"""Reported numbers: read with their marks; what has no source is refused."""
+
+import pytest
+import yaml
+
+from fusemix_lite import FuseMixLiteError
+from fusemix_lite.reported import MARKS, load_reported
+
+GOOD = {
+    "model": "A",
+    "pairs": 10,
+    "mark": "S",
+    "source": "a table",
+    "recall": {"COCO": {"text_to_image": {1: 12.5}, "image_to_text": {1: 20}}},
+}
+
+
+def write(path, *rows):
+    path.write_text(yaml.safe_dump({"topic": list(rows)}))
+    return path
+
+
+def test_the_books_file_is_well_formed_and_consistent():
+    rows = load_reported("image-text-retrieval")
+    assert rows[0].model.startswith("FuseMix") and len({row.model for row in rows}) == len(rows)
+    for row in rows:
+        assert row.mark in MARKS
+        for dataset, directions in row.recall.items():
+            for direction, values in directions.items():
+                in_order = [values[k] for k in sorted(values)]
+                assert in_order == sorted(in_order), f"{row.model}, {dataset}, {direction}: recall grows with k"
+            # five captions make image to text the easier way, for every model
+            assert row.at(dataset, "image_to_text") > row.at(dataset, "text_to_image")
+
+
+def test_a_number_that_is_not_known_is_none(tmp_path):
+    (row,) = load_reported("topic", write(tmp_path / "r.yml", GOOD))
+    assert row.at("COCO", "text_to_image") == 12.5 and row.at("COCO", "image_to_text", 1) == 20
+    assert row.at("COCO", "text_to_image", 5) is None and row.at("Flickr30K", "text_to_image") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mark": "R"}, "unknown mark 'R'"),  # remembered, not read
+        ({"source": ""}, "source is empty"),
+        ({"pairs": "5M"}, "pairs = '5M'"),
+        ({"pairs": -1}, "pairs = -1"),
+        ({"recall": {"COCO": {"text_to_image": {1: 171.2}}}}, "COCO text_to_image@1 = 171.2"),
+        ({"recall": {"COCO": {"t2i": {1: 71.2}}}}, "'t2i'"),
+        ({"extra": 1}, "exactly the fields"),
+    ],
+)
+def test_bad_rows_are_refused_with_their_place(tmp_path, change, message):
+    with pytest.raises(FuseMixLiteError, match=message) as error:
+        load_reported("topic", write(tmp_path / "r.yml", GOOD, GOOD | change))
+    assert "r.yml, topic, row 2" in str(error.value)
+
+
+def test_missing_things_are_named(tmp_path):
+    with pytest.raises(FuseMixLiteError, match="no file"):
+        load_reported("topic", tmp_path / "none.yml")
+    with pytest.raises(FuseMixLiteError, match="no topic 'audio'; it has topic"):
+        load_reported("audio", write(tmp_path / "r.yml", GOOD))
+    (tmp_path / "bad.yml").write_text("a: [1,")
+    with pytest.raises(FuseMixLiteError, match="no YAML"):
+        load_reported("topic", tmp_path / "bad.yml")
