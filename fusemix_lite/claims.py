@@ -56,7 +56,7 @@ class Verdict(NamedTuple):
     verdict: Literal["reproduced", "direction only", "not reproduced"]
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} points ({self.low:+.1f} to {self.high:+.1f}): {self.verdict}"
+        return f"{points(self)}: {self.verdict}"
 
 
 def load_claims(path: Path = CLAIMS) -> list[Claim]:
@@ -83,6 +83,11 @@ def judge(claim: Claim, record: Record) -> Verdict:
 def judge_null(claim: Claim, record: Record) -> Verdict:
     """The same rule where the claim cannot be true; "reproduced" here would speak against the rule."""
     return _apply(claim, claim.rule | claim.null, record)
+
+
+def points(gain: Interval | Verdict) -> str:
+    """A difference with its interval, as text: "+1.8 (+1.2 to +2.4)"."""
+    return f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
 
 
 def effect(gain: Interval) -> Literal["helps", "costs", "makes no clear difference"]:

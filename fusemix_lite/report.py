@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -59,6 +60,9 @@ STYLE = {
     "errorbar.capsize": 3,
     "axes.prop_cycle": "cycler('color', ['#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#5f6b7a'])",
 }
+
+# transformers brings tqdm, which warns in every notebook kernel without ipywidgets; the book shows no bars and needs none.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _PIXELS_AN_INCH = 96  # CSS pixels: a figure of 7 inches is shown 672 pixels wide, so that its 10 pt text is 10 pt
 _DOTS_AN_INCH = 150  # of the picture itself, sharp on dense screens too

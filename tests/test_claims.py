@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fusemix_lite import FuseMixLiteError, profile
-from fusemix_lite.claims import Claim, chance, effect, judge, judge_null, load_claims
+from fusemix_lite.claims import Claim, Verdict, chance, effect, judge, judge_null, load_claims
 from fusemix_lite.experiments import EXPERIMENTS
 from fusemix_lite.records import Record
 from fusemix_lite.stats import Interval
@@ -66,6 +66,10 @@ def test_a_comparison_needs_its_interval_and_its_margin(centre, spread, verdict)
 )
 def test_an_effect_is_named_by_its_interval(low, high, words):
     assert effect(Interval((low + high) / 2, low, high)) == words
+
+
+def test_a_verdict_reads_as_text():
+    assert str(Verdict(1.84, 1.2, 2.44, "reproduced")) == "+1.8 (+1.2 to +2.4): reproduced"
 
 
 def test_a_level_has_to_lie_around_chance_with_its_whole_interval():

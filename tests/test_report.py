@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fusemix_lite import FuseMixLiteError, report
+from fusemix_lite.scenes import Scene, Thing
 from fusemix_lite.stats import Interval
 
 matplotlib.use("Agg")
@@ -140,6 +141,12 @@ def test_record_keeps_plain_values_out_of_sight(shown, value, kept):
     data, metadata = shown[0]
     assert data == {"application/papermill.record/text/plain": kept}
     assert metadata["scrapbook"]["name"] == "r"
+
+
+def test_scenes_are_told_in_words():
+    bells, drum = Thing("bell", "small", "left", 3, "red", 0, 0), Thing("drum", "large", "right", 1, "blue", 0, 0)
+    told = report.describe(Scene("snow", (bells, drum), "slow", "dry", -40))
+    assert told == "3 small red bells (left) and 1 large blue drum (right), background: snow"
 
 
 def test_record_refuses_objects(shown):
