@@ -9,6 +9,7 @@ Sounding Scenes and from ``weights/<name>/probes.json``, where linear probes say
 import argparse
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +53,8 @@ FACTORS = {
 def measure(name: str, train_scenes: int = TRAIN_SCENES, test_scenes: int = TEST_SCENES, progress: bool = True) -> dict:
     """Probe an encoder for every factor: ``["pairs"]["image-text"]["colour"]`` holds accuracy, chance (%) and test items.
 
+    Chance is the best constant answer with hindsight, the share of the commonest label among the test items.
+
     The probe learns on scenes of the training split and is tested on the validation split; pre-training has seen neither.
     A text encoder is probed twice, on captions of pictures and of sounds, one a scene.
     """
@@ -64,14 +67,15 @@ def measure(name: str, train_scenes: int = TRAIN_SCENES, test_scenes: int = TEST
         z, z_test = (np.asarray(cached_latents(s, name, progress=progress).array, np.float32) for s in splits)
         seen, seen_test = ([split.scene(i) for i in range(len(split))] for split in splits)
         tables[pair] = {
-            factor: {
-                "accuracy": round(row["accuracy"], 1),
-                "chance": round(row["chance"], 1),
-                "items": sum(scene.factors()[factor] is not None for scene in seen_test),
-            }
+            factor: {"accuracy": round(row["accuracy"], 1), **_guess([scene.factors()[factor] for scene in seen_test])}
             for factor, row in factor_table(z, seen, z_test, seen_test).items()
         }
     return {"train_scenes": train_scenes, "test_scenes": test_scenes, "pairs": tables}
+
+
+def _guess(labels: list) -> dict:
+    known = [label for label in labels if label is not None]
+    return {"chance": round(100 * max(Counter(known).values()) / len(known), 1), "items": len(known)}
 
 
 def load_probes(name: str) -> dict:
@@ -92,7 +96,7 @@ def is_fresh(name: str) -> bool:
 
 
 def guessing(factor: str, row: dict) -> float:
-    """Accuracy in % of a guess: the commonest label; one half for who knows both sorts of a scene but not their order."""
+    """Accuracy in % of a guess: a constant answer; for "first" a coin, as of one who knows both sorts but not their order."""
     return max(row["chance"], 50.0) if factor == "first" else row["chance"]
 
 
@@ -129,7 +133,7 @@ _ENCODER_CARD = """\
 A frozen {modality} encoder that ships with the package. It was pre-trained on {items} alone{with_tags} and has never seen
 a pair.
 
-| | |
+| fact | |
 |---|---|
 | Model | {model}, `transformers.{architecture}` |
 | Latent | {dim} dimensions, raw (not normalised): {pooling} |
@@ -142,7 +146,7 @@ a pair.
 ```python
 import fusemix_lite as fl
 
-encoder = fl.load_encoder("{name}")  # the same call loads public models and local folders
+encoder = fl.load_encoder("{name}")
 latents = encoder.encode(items)  # {inputs} -> (B, {dim}) float32
 ```
 
@@ -159,8 +163,8 @@ latents = encoder.encode(items)  # {inputs} -> (B, {dim}) float32
 
 A linear probe for every factor: a ridge classifier learns it from the latents of {probes[train_scenes]:,} scenes and is
 tested on {probes[test_scenes]:,} others, none of them seen in pre-training. What belongs to a thing is asked of scenes with
-one sort of thing only, "first" of those with two. Guessing means the commonest label, and for "first" a coin between the
-two sorts. In brackets: 95 % interval over the test items.
+one sort of thing only, "first" of those with two. Guessing means the best constant answer, and for "first" a coin between
+the two sorts. In brackets: 95 % interval over the test items.
 
 {tables}
 ## Limits
@@ -192,7 +196,7 @@ _MODELS = {
 _POOLINGS = {
     "pooler": "the mean over the feature map",
     "cls": "the CLS token after the final norm",
-    "mean": "the mean over real tokens or frames",
+    "mean": "the mean over the real {}",
 }
 _OBJECTIVES = {
     "image": "SimCLR: two mildly changed views of a picture (large crop, brightness, grain, an erased patch) find each other "
@@ -233,7 +237,7 @@ def encoder_card(name: str) -> str:
         model=_MODELS[bag or architecture],
         architecture=architecture,
         dim=config["hidden_sizes"][-1] if "hidden_sizes" in config else config.get("d_model") or config["hidden_size"],
-        pooling=_POOLINGS[source.pooling],
+        pooling=_POOLINGS[source.pooling].format("frames" if modality == "audio" else "tokens"),
         parameters=_parameters(weights) / 1e6,
         megabytes=weights.stat().st_size / 1e6,
         labels="tags (see the objective)" if tags else "none",
@@ -279,7 +283,7 @@ _WORLD_CARD = """\
 A procedural world in three modalities: small pictures, short sounds and captions of the same scenes, drawn by lot from known
 factors. It is the data set of this book, made on the fly by the package; nothing is downloaded.
 
-| | |
+| fact | |
 |---|---|
 | Version | {version} (digest of scenes and captions: `{digest}`) |
 | Image | {pixels} × {pixels} RGB, drawn with Pillow |
@@ -365,6 +369,7 @@ def world_card() -> str:
     lite = profile("lite")
     seen, heard = SoundingScenes("image-text", "train"), SoundingScenes("audio-text", "train")
     sizes = {"train": lite.train_items, "val": lite.val_items, "test": lite.test_items}
+    values = {name: ", ".join(map(str, factor.values)) for name, factor in FACTORS.items()} | {"first": "as kind"}
     buckets = sum(map(len, scenes.SPLITS.values()))
     splits = []
     for (pair, split), own in scenes.SPLITS.items():
@@ -380,7 +385,7 @@ def world_card() -> str:
         world=seen,
         discrete=discrete_scenes(),
         factors="\n".join(
-            f"| {name} | {', '.join(map(str, f.values))} | {_yes(f.seen)} | {_yes(f.heard)} | {f.what} |"
+            f"| {name} | {values[name]} | {_yes(f.seen)} | {_yes(f.heard)} | {f.what} |"
             for name, f in FACTORS.items()
         ),
         seen_id=seen.fields("text")[0][0],

@@ -29,14 +29,18 @@ TUNING = 1_000  # the first seed of the grid: far from those of the records
 
 
 def arms_fusemix(p: Profile) -> list[dict]:
-    """Chapter "FuseMix": the curve over pairs for three schemes, all schemes where pairs are scarce, and the nulls."""
-    curve = [{"scheme": s, "items": n} for n, s in product(p.sizes, ("none", "separate", "fusemix"))]
+    """Chapter "FuseMix": the curve over pairs for three schemes, all schemes where pairs are scarce, the same three with
+    another image encoder, and the nulls."""
+    three = ("none", "separate", "fusemix")
+    curve = [{"scheme": s, "items": n} for n, s in product(p.sizes, three)]
     rivals = [{"scheme": s, "items": p.scarce} for s in ("noise", "quantise", "slerp")]
+    sizes = (p.scarce, p.sizes[len(p.sizes) // 2])
+    swapped = [{"scheme": s, "items": n, "image": p.image_encoders[1]} for n, s in product(sizes, three)]
     nulls = [
         {"scheme": "none", "items": p.scarce, "null": "again"},  # the same arm on other seeds: no difference
         {"scheme": "fusemix", "items": p.scarce, "null": "shuffled"},  # pairs that do not match: chance
     ]
-    return curve + rivals + nulls
+    return curve + rivals + swapped + nulls
 
 
 def arms_retrieval(p: Profile) -> list[dict]:

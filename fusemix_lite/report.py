@@ -173,7 +173,8 @@ def gallery(images: Iterable, captions: Sequence[str], alts: Sequence[str], widt
 
 def describe(scene) -> str:
     """What the picture of a Sounding Scene shows, in words: for alt texts."""
-    things = (f"{t.count} {t.size} {t.colour} {t.kind}{'s' * (t.count > 1)} ({t.position})" for t in scene.things)
+    names = (t.kind + " cloud" * (t.kind == "rain") + "s" * (t.count > 1) for t in scene.things)
+    things = (f"{t.count} {t.size} {t.colour} {n} ({t.position})" for t, n in zip(scene.things, names, strict=True))
     return f"{' and '.join(things)}, background: {scene.background}"
 
 

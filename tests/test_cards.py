@@ -121,4 +121,5 @@ def test_measuring_gives_a_row_for_every_factor(tmp_path, monkeypatch):
     one = sum(len(SoundingScenes("image-text", "val").scene(i).things) == 1 for i in range(60))
     assert found["image-text"]["kind"]["items"] == one and found["image-text"]["first"]["items"] == 60 - one
     assert found["image-text"]["background"]["items"] == 60
+    assert 50 <= found["audio-text"]["room"]["chance"] < 70  # never below a coin, with two values
     assert all(0 <= row["accuracy"] <= 100 for table in found.values() for row in table.values())

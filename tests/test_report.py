@@ -144,9 +144,9 @@ def test_record_keeps_plain_values_out_of_sight(shown, value, kept):
 
 
 def test_scenes_are_told_in_words():
-    bells, drum = Thing("bell", "small", "left", 3, "red", 0, 0), Thing("drum", "large", "right", 1, "blue", 0, 0)
-    told = report.describe(Scene("snow", (bells, drum), "slow", "dry", -40))
-    assert told == "3 small red bells (left) and 1 large blue drum (right), background: snow"
+    bells, rain = Thing("bell", "small", "left", 3, "red", 0, 0), Thing("rain", "large", "right", 2, "blue", 0, 0)
+    told = report.describe(Scene("snow", (bells, rain), "slow", "dry", -40))
+    assert told == "3 small red bells (left) and 2 large blue rain clouds (right), background: snow"
 
 
 def test_record_refuses_objects(shown):
