@@ -385,8 +385,7 @@ def world_card() -> str:
         world=seen,
         discrete=discrete_scenes(),
         factors="\n".join(
-            f"| {name} | {values[name]} | {_yes(f.seen)} | {_yes(f.heard)} | {f.what} |"
-            for name, f in FACTORS.items()
+            f"| {name} | {values[name]} | {_yes(f.seen)} | {_yes(f.heard)} | {f.what} |" for name, f in FACTORS.items()
         ),
         seen_id=seen.fields("text")[0][0],
         seen=_captions(seen),
