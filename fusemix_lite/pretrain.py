@@ -33,7 +33,7 @@ RECIPES = {
     "lite-image-a": {"items": 16_000, "batch": 128, "steps": 1_200, "lr": 2e-3, "tags": True},
     "lite-image-b": {"items": 16_000, "batch": 128, "steps": 600, "lr": 1e-3, "tags": False},
     "lite-audio-a": {"items": 10_000, "batch": 96, "steps": 500, "lr": 2e-3, "tags": True},
-    "lite-audio-b": {"items": 10_000, "batch": 128, "steps": 300, "lr": 1e-3, "tags": False},
+    "lite-audio-b": {"items": 10_000, "batch": 128, "steps": 200, "lr": 1e-3, "tags": False},
     "lite-text-a": {"items": 20_000, "batch": 256, "steps": 1_500, "lr": 3e-3},
     "lite-text-b": {"items": 20_000, "batch": 192, "steps": 1_500, "lr": 1e-3},
 }
