@@ -34,8 +34,7 @@ def arms_fusemix(p: Profile) -> list[dict]:
     three = ("none", "separate", "fusemix")
     curve = [{"scheme": s, "items": n} for n, s in product(p.sizes, three)]
     rivals = [{"scheme": s, "items": p.scarce} for s in ("noise", "quantise", "slerp")]
-    sizes = (p.scarce, p.sizes[len(p.sizes) // 2])
-    swapped = [{"scheme": s, "items": n, "image": p.image_encoders[1]} for n, s in product(sizes, three)]
+    swapped = [{"scheme": s, "items": p.scarce, "image": p.image_encoders[1]} for s in three]
     nulls = [
         {"scheme": "none", "items": p.scarce, "null": "again"},  # the same arm on other seeds: no difference
         {"scheme": "fusemix", "items": p.scarce, "null": "shuffled"},  # pairs that do not match: chance
