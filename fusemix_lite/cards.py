@@ -156,8 +156,8 @@ latents = encoder.encode(items)  # {inputs} -> (B, {dim}) float32
 
 **Objective.** {objective}
 
-**Recipe.** {recipe[steps]:,} steps of {recipe[batch]} with AdamW at {recipe[lr]:g}, seed {recipe[seed]};
-{recipe[minutes]:g} minutes on one CPU thread. `python -m fusemix_lite.pretrain {name}` does it again.
+**Recipe.** {recipe[steps]:,} steps of {recipe[batch]} with AdamW at {recipe[lr]:g}, seed {recipe[seed]},
+minutes on one CPU thread. `python -m fusemix_lite.pretrain {name}` does it again.
 
 ## What its latents know
 
@@ -200,7 +200,7 @@ _POOLINGS = {
 }
 _OBJECTIVES = {
     "image": "SimCLR: two mildly changed views of a picture (large crop, brightness, grain, an erased patch) find each other "
-    "among the views of other pictures. No flip, no grey, no small crop, so that place, colour and size survive.",
+    "among the views of other pictures. No flip, no grey, no small crop: meant to let place, colour and size survive.",
     "audio": "SimCLR: two mildly changed views of a log-mel spectrogram (moved in time, louder or softer, noise, an erased "
     "rectangle) find each other among the views of other sounds.",
     "text": "Masked language modelling: a fifth of the tokens is hidden and predicted from the others.",

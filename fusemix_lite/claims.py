@@ -90,11 +90,11 @@ def points(gain: Interval | Verdict) -> str:
     return f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
 
 
-def effect(gain: Interval) -> Literal["helps", "costs", "makes no clear difference"]:
+def effect(gain: Interval) -> Literal["leads", "trails", "makes no clear difference"]:
     """What the interval of a paired difference says about its first arm, whatever was claimed."""
     if gain.low <= 0 <= gain.high:
         return "makes no clear difference"
-    return "helps" if gain.low > 0 else "costs"
+    return "leads" if gain.low > 0 else "trails"
 
 
 def chance(metric: str, profile: Profile) -> float:

@@ -62,7 +62,7 @@ def test_a_comparison_needs_its_interval_and_its_margin(centre, spread, verdict)
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.1, 2, "helps"), (-1, 2, "makes no clear difference"), (0, 2, "makes no clear difference"), (-2, -0.1, "costs")],
+    [(0.1, 2, "leads"), (-1, 2, "makes no clear difference"), (0, 2, "makes no clear difference"), (-2, -0.1, "trails")],
 )
 def test_an_effect_is_named_by_its_interval(low, high, words):
     assert effect(Interval((low + high) / 2, low, high)) == words
