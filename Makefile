@@ -7,7 +7,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
-PROFILE  ?=#   smoke, lite, colab or paper; empty: what the chapters say (lite)
+PROFILE  ?=#   smoke or lite; empty: what the chapters say (lite)
 REPO_URL ?=#   empty: the address in pyproject.toml
 KEEP     ?=#   KEEP=1: keep the executed chapters whose inputs have not changed
 CHAPTERS ?=#   refresh these only, e.g. CHAPTERS="book/03-fusemix.ipynb"
@@ -24,7 +24,7 @@ help:  ## this list
 	@echo ""
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo ""
-	@echo "Settings: PROFILE=smoke|lite|colab|paper  REPO_URL=https://…  KEEP=1  CHAPTERS=\"book/…\"  WORKERS=$(WORKERS)"
+	@echo "Settings: PROFILE=smoke|lite  REPO_URL=https://…  KEEP=1  CHAPTERS=\"book/…\"  WORKERS=$(WORKERS)"
 
 setup: $(STAMP)  ## create .venv and install what was tested (once; the only step that needs a network)
 
@@ -55,7 +55,7 @@ refresh: setup  ## execute the chapters and write them back as the committed one
 address: setup  ## write another repository address into pyproject.toml and the chapters: make address REPO_URL=https://…
 	$(BIN)/python -m tools.book address "$(REPO_URL)"
 
-reproduce: setup  ## rebuild every committed record from nothing (hours)
+reproduce: setup  ## rebuild every committed record from nothing (about an hour on two cores)
 	$(BIN)/python -m fusemix_lite.experiments all
 
 clean:  ## remove what was built; .venv and the latent cache stay

@@ -35,11 +35,9 @@ class BookError(Exception):
     """The book cannot be built: which chapter, which cell, why, and where to look."""
 
 
-def set_environment(profile: str | None = None) -> None:
+def set_environment() -> None:
     """Apply ENVIRONMENT to this process and the kernels it starts; what the caller has set stays."""
     for key, value in ENVIRONMENT.items():
-        if key == "HF_HUB_OFFLINE" and profile in ("colab", "paper"):
-            continue  # these profiles load public encoders
         os.environ.setdefault(key, value)
 
 
@@ -116,7 +114,7 @@ def build_html(staged: Path, out: Path) -> Path:
 def fingerprint(chapter: Path, parameters: dict) -> str:
     """A hash over what a chapter's outputs stand on: itself, its parameters, the module, the weights, the records."""
     digest = hashlib.sha256(repr(sorted(parameters.items())).encode())
-    inputs = [chapter, ROOT / "constraints.txt"]
+    inputs = [chapter, ROOT / "constraints.txt", *sorted((ROOT / "book").glob("*.yml"))]
     for folder in ("fusemix_lite", "book/results"):
         inputs += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     for path in inputs:
@@ -183,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.book", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build", help="execute the chapters and build the pages into _build/html")
-    command.add_argument("--profile", help="smoke, lite, colab or paper (default: what the chapters say)")
+    command.add_argument("--profile", help="smoke or lite (default: what the chapters say)")
     command.add_argument("--repo-url", default=repository_address(), help="address of the repository")
     command.add_argument("--keep", action="store_true", help="keep executed chapters whose inputs have not changed")
     command = commands.add_parser("refresh", help="execute chapters and write them back as the committed ones")
@@ -193,7 +191,7 @@ def main() -> None:
     commands.add_parser("setup-cell", help=f"print the setup cell of a chapter of {project()['name']}")
     args = parser.parse_args()
 
-    set_environment(getattr(args, "profile", None))
+    set_environment()
     try:
         if args.command == "build":
             build(args.profile, args.repo_url, args.keep)
