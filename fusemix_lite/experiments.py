@@ -30,16 +30,17 @@ TUNING = 1_000  # the first seed of the grid: far from those of the records
 
 def arms_fusemix(p: Profile) -> list[dict]:
     """Chapter "FuseMix": the curve over pairs for three schemes, all schemes where pairs are scarce, the same three with
-    another image encoder, and the nulls."""
+    another image encoder and with a schedule three times as long as the longest of the grid, and the nulls."""
     three = ("none", "separate", "fusemix")
     curve = [{"scheme": s, "items": n} for n, s in product(p.sizes, three)]
     rivals = [{"scheme": s, "items": p.scarce} for s in ("noise", "quantise", "slerp")]
     swapped = [{"scheme": s, "items": p.scarce, "image": p.image_encoders[1]} for s in three]
+    longer = [{"scheme": s, "items": p.scarce, "steps": 3 * p.lengths[-1]} for s in three]
     nulls = [
         {"scheme": "none", "items": p.scarce, "null": "again"},  # the same arm on other seeds: no difference
         {"scheme": "fusemix", "items": p.scarce, "null": "shuffled"},  # pairs that do not match: chance
     ]
-    return curve + rivals + swapped + nulls
+    return curve + rivals + swapped + longer + nulls
 
 
 def arms_retrieval(p: Profile) -> list[dict]:
@@ -151,14 +152,16 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
         pairs_of(p, split, *encoders)  # latents first, so that no two workers extract the same ones
     pairs_of.cache_clear()
 
-    grid = list(product(p.dropouts, p.lengths))
+    grids = [list(product(p.dropouts, (arm["steps"],) if "steps" in arm else p.lengths)) for arm in arms]
     tuning = [TUNING + i for i in range(p.tuning_seeds)]
     seeds = [p.seed + i for i in range(p.seeds)]
     untuned = [{key: value for key, value in arm.items() if key != "null"} for arm in arms]  # a null has its arm's settings
-    _run_all(
-        [(p, arm, *point, s, False) for arm in untuned for point in grid for s in tuning], runs, workers, f"{name}: tuning"
-    )
-    chosen = [choose({point: [runs.done[_key(p, arm, *point, s, False)] for s in tuning] for point in grid}) for arm in untuned]
+    trials = [
+        {point: [(p, arm, *point, s, False) for s in tuning] for point in grid}
+        for arm, grid in zip(untuned, grids, strict=True)
+    ]
+    _run_all([job for trial in trials for jobs in trial.values() for job in jobs], runs, workers, f"{name}: tuning")
+    chosen = [choose({point: [runs.done[_key(*job)] for job in jobs] for point, jobs in trial.items()}) for trial in trials]
     final = [[(p, arm, *best.values(), s, True) for s in seeds] for arm, best in zip(arms, chosen, strict=True)]
     _run_all([job for jobs in final for job in jobs], runs, workers, f"{name}: seeds")
     cells = [
