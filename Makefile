@@ -55,7 +55,7 @@ refresh: setup  ## execute the chapters and write them back as the committed one
 address: setup  ## write another repository address into pyproject.toml and the chapters: make address REPO_URL=https://…
 	$(BIN)/python -m tools.book address "$(REPO_URL)"
 
-reproduce: setup  ## rebuild every committed record from nothing (about an hour on two cores)
+reproduce: setup  ## rebuild every committed record from nothing (a good hour on two cores)
 	$(BIN)/python -m fusemix_lite.experiments all
 
 clean:  ## remove what was built; .venv and the latent cache stay
