@@ -12,14 +12,14 @@ from math import comb
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from .bundled import bundled
 from .errors import FuseMixLiteError
 from .profiles import Profile
 from .records import Record
 from .reported import MARKS
 from .stats import Interval
 
-_PACKAGED = Path(__file__).parent / "_claims.yml"  # in an installed wheel
-CLAIMS = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[1] / "book" / "claims.yml"
+CLAIMS = bundled("claims.yml")
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,8 @@ def _job(*job) -> tuple[str, dict]:
 
 
 def _run_all(jobs: list[tuple], runs: Runs, workers: int, what: str) -> None:
-    jobs = list({_key(*job): job for job in jobs}.values())
-    missing = [job for job in jobs if _key(*job) not in runs.done]
+    jobs = {_key(*job): job for job in jobs}
+    missing = [job for key, job in jobs.items() if key not in runs.done]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(jobs), desc=what) as bar:
         bar.update(len(jobs) - len(missing))
@@ -155,10 +155,10 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     grids = [list(product(p.dropouts, (arm["steps"],) if "steps" in arm else p.lengths)) for arm in arms]
     tuning = [TUNING + i for i in range(p.tuning_seeds)]
     seeds = [p.seed + i for i in range(p.seeds)]
-    untuned = [{key: value for key, value in arm.items() if key != "null"} for arm in arms]  # a null has its arm's settings
+    tuned_as = [{key: value for key, value in arm.items() if key != "null"} for arm in arms]  # a null has its arm's settings
     trials = [
         {point: [(p, arm, *point, s, False) for s in tuning] for point in grid}
-        for arm, grid in zip(untuned, grids, strict=True)
+        for arm, grid in zip(tuned_as, grids, strict=True)
     ]
     _run_all([job for trial in trials for jobs in trial.values() for job in jobs], runs, workers, f"{name}: tuning")
     chosen = [choose({point: [runs.done[_key(*job)] for job in jobs] for point, jobs in trial.items()}) for trial in trials]

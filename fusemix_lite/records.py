@@ -8,15 +8,14 @@ import hashlib
 import json
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 
+from .bundled import bundled
 from .encoders import WEIGHTS
 from .errors import FuseMixLiteError
 from .profiles import Profile
 from .stats import Interval, interval, paired_interval, prediction_range
 
-_PACKAGED = Path(__file__).parent / "_results"  # in an installed wheel
-RESULTS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "book" / "results"
+RESULTS = bundled("results")
 
 
 class Record:

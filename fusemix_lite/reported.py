@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from .bundled import bundled
 from .errors import FuseMixLiteError
 
-_PACKAGED = Path(__file__).parent / "_reported.yml"  # in an installed wheel
-REPORTED = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[1] / "book" / "reported.yml"
+REPORTED = bundled("reported.yml")
 
 #: How a number is known. What is only remembered, or was not found, has no mark and no place in the book.
 MARKS = {
