@@ -1,7 +1,8 @@
-"""Cards: what every lite encoder and the embedded world are, good for and bad at, as pages of the book.
+"""Cards: what every encoder and the embedded world are, good for and bad at, as pages of the book.
 
-Nothing in a card is typed that code or a file knows: a card is rendered from the encoder's folder, from the constants of
-Sounding Scenes and from ``weights/<name>/probes.json``, where linear probes say which factors the latents hold.
+Nothing in a card is typed that code or a file knows: a card is rendered from the encoder's folder, from the registry of
+public encoders, from the constants of Sounding Scenes and from ``weights/<name>/probes.json``, where linear probes say which
+factors the latents hold.
 
     python -m fusemix_lite.cards      # probe what has changed (minutes), then write the cards
 """
@@ -17,7 +18,7 @@ import numpy as np
 
 from . import scenes
 from .datasets import WORLD_VERSION, SoundingScenes
-from .encoders import LITE_ENCODERS, WEIGHTS, resolve_encoder
+from .encoders import ENCODERS, LITE_ENCODERS, WEIGHTS, resolve_encoder
 from .errors import FuseMixLiteError
 from .profiles import profile
 from .records import weights_digest, world_digest
@@ -405,9 +406,68 @@ def discrete_scenes() -> int:
     return a_scene * (a_thing * kinds * places + a_thing**2 * kinds * (kinds - 1) * places * (places - 1))
 
 
+_PUBLIC_CARD = """\
+# Public encoders
+
+`load_encoder` opens any folder or hub model with an `AutoModel` class. For the encoders below it also knows what their own
+files do not say: how their tokens become one latent, and which prefix they expect before a text. This page is made from that
+registry, `fusemix_lite.encoders.ENCODERS`. None of them comes with the package: each is fetched from the
+[hub](https://huggingface.co/models) on first use.
+
+```python
+import fusemix_lite as fl
+
+encoder = fl.load_encoder("{example}")
+```
+
+{tables}
+**Pooling.** *CLS*: the first token of the last hidden state. *Mean*: the mean over the real tokens or frames, padding left out.
+*Pooler*: what the model itself calls its pooled output. Latents are raw, never normalised.
+
+**Tried here.** *Yes*: these very weights ran in this project. *Architecture*: tests run the same class with the same
+pooling and small random weights through the same code, so that the path works; the public weights themselves have not been
+run, and what a chapter would find with them is not known.
+
+## Before you use one
+
+- Read its own card on the hub: data, intended use, known biases, and the licence as it stands today.
+- Ask what it has seen. all-MiniLM-L6-v2 learned from text that includes the captions of Flickr30K and COCO (no picture was
+  involved). The clips of AudioCaps come from AudioSet, so an encoder that was tuned on AudioSet's labels may have heard
+  them. A recall on such data says less about new data than it seems to.
+- An encoder that is not in the table works as well. If the CLS token (pictures) or the mean (text, sound) is not what it
+  wants, put a `fusemix_lite.json` beside its weights: {{"pooling": "pooler", "prefix": "query: "}}, for instance.
+
+Cards of the encoders that do come with the package: {lite}.
+"""
+
+_TRIED = ("sentence-transformers/all-MiniLM-L6-v2",)  # with their own weights; of the others the tests know the architecture
+
+
+def public_card() -> str:
+    """The registry of public encoders, in Markdown."""
+    tables = []
+    for modality in ("image", "text", "audio"):
+        tables += [f"## {modality.capitalize()}", ""]
+        tables += ["| encoder | latent | pooling | prefix | licence | tried here |", "|---|--:|---|---|---|---|"]
+        for name, entry in ENCODERS.items():
+            if entry.modality == modality:
+                link = f"[{name}](https://huggingface.co/{name})"
+                pooling = entry.pooling.upper() if entry.pooling == "cls" else entry.pooling
+                prefix = f'"{entry.prefix}"' if entry.prefix else "–"
+                tried = "yes" if name in _TRIED else "architecture"
+                tables.append(f"| {link} | {entry.dim} | {pooling} | {prefix} | {entry.licence} | {tried} |")
+        tables.append("")
+    lite = ", ".join(f"[{name}]({name}.md)" for name in LITE_ENCODERS)
+    return _PUBLIC_CARD.format(example=next(iter(ENCODERS)), tables="\n".join(tables), lite=lite)
+
+
 def render() -> dict[str, str]:
     """File name -> text of every card."""
-    return {"sounding-scenes.md": world_card(), **{f"{name}.md": encoder_card(name) for name in LITE_ENCODERS}}
+    return {
+        "sounding-scenes.md": world_card(),
+        "public-encoders.md": public_card(),
+        **{f"{name}.md": encoder_card(name) for name in LITE_ENCODERS},
+    }
 
 
 def _captions(world: SoundingScenes) -> str:

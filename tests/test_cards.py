@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fusemix_lite import FuseMixLiteError, SoundingScenes, cards, scenes
-from fusemix_lite.encoders import LITE_ENCODERS
+from fusemix_lite.encoders import ENCODERS, LITE_ENCODERS
 from fusemix_lite.scene_audio import synthesise
 from fusemix_lite.scene_image import draw
 from fusemix_lite.scene_reading import read_caption
@@ -27,6 +27,22 @@ def changed(factor: str) -> scenes.Scene:
 
 def test_committed_cards_are_what_the_code_renders():
     assert {path.name: path.read_text() for path in cards.CARDS.glob("*.md")} == cards.render(), AGAIN
+
+
+def test_the_public_encoders_are_told_as_the_registry_knows_them(monkeypatch):
+    rows = [line for line in cards.public_card().splitlines() if line.startswith("| [")]
+    assert len(rows) == len(ENCODERS)
+    for name, entry in ENCODERS.items():
+        (row,) = [row for row in rows if row.startswith(f"| [{name}](")]
+        assert f"| {entry.dim} |" in row and entry.licence in row and entry.prefix in row
+        assert row.endswith("| yes |" if name in cards._TRIED else "| architecture |")
+    name, entry = next(iter(ENCODERS.items()))
+    monkeypatch.setitem(ENCODERS, name, replace(entry, dim=entry.dim + 1))
+    assert cards.render()["public-encoders.md"] != (cards.CARDS / "public-encoders.md").read_text()
+
+
+def test_what_was_tried_is_in_the_registry():
+    assert set(cards._TRIED) <= set(ENCODERS)
 
 
 @pytest.mark.parametrize("name", LITE_ENCODERS)
