@@ -5,7 +5,7 @@ Sounding Scenes is the embedded one. A data set has an ``id`` that names its con
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .errors import FuseMixLiteError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .pairs import LatentPairs
 
 MODALITIES = ("image", "audio", "text")
+WORDINGS = ("natural", "template")
 WORLD_VERSION = 1  # part of the data set's id: raise it whenever the world changes, so that no old latents are used
 
 
@@ -41,8 +42,8 @@ class SoundingScenes:
 
     ``pair`` is "image-text" or "audio-text" (their scenes are disjoint) or "unimodal", for pre-training one modality;
     ``split`` is "train", "val" or "test". Knobs: ``size`` (quantity, in scenes), ``noise`` (quality: the share of captions
-    degraded as on the web) and ``skew`` (diversity: 0 is uniform, 1 is Zipf). The first n scenes of a larger set are the
-    set of size n.
+    degraded as on the web), ``skew`` (diversity: 0 is uniform, 1 is Zipf) and ``wording``: "natural", as people write, or
+    "template", one fixed form that names every attribute exactly. The first n scenes of a larger set are the set of size n.
     """
 
     pair: str = "image-text"
@@ -52,6 +53,7 @@ class SoundingScenes:
     noise: float = 0.0
     skew: float = 0.0
     seed: int = 0
+    wording: str = "natural"
 
     def __post_init__(self):
         if (self.pair, self.split) not in SPLITS:
@@ -59,10 +61,13 @@ class SoundingScenes:
             raise FuseMixLiteError(f"no split {self.pair!r}/{self.split!r} in Sounding Scenes; there are {have}")
         if self.size < 1 or self.captions < 1 or not 0 <= self.noise <= 1 or self.skew < 0:
             raise FuseMixLiteError(f"size and captions start at 1, noise is in [0, 1], skew not negative; got {self}")
+        if self.wording not in WORDINGS:
+            raise FuseMixLiteError(f"wording = {self.wording!r}: choose one of {', '.join(WORDINGS)}")
 
     @property
     def id(self) -> str:
         knobs = f"-noise{self.noise:g}-skew{self.skew:g}" if self.noise or self.skew else ""
+        knobs += "" if self.wording == "natural" else f"-{self.wording}"
         return f"sounding-scenes-v{WORLD_VERSION}-{self.pair}-{self.split}-{self.size}x{self.captions}{knobs}-seed{self.seed}"
 
     def __len__(self) -> int:
@@ -84,11 +89,14 @@ class SoundingScenes:
 
     def caption(self, index: int, which: int = 0) -> str:
         """The ``which``-th caption of an item; a good image caption of "unimodal" scenes is an audio caption half the time."""
-        from .scene_text import audio_caption, degrade, image_caption
+        from .scene_text import audio_caption, audio_template, degrade, image_caption, image_template
 
         rng = self._rng(index, f"caption {which}")
         heard = self.pair == "audio-text" or (self.pair == "unimodal" and rng.random() < 0.5)
-        text = (audio_caption if heard else image_caption)(self.scene(index), rng)
+        if self.wording == "template":
+            text = (audio_template if heard else image_template)(self.scene(index))
+        else:
+            text = (audio_caption if heard else image_caption)(self.scene(index), rng)
         return degrade(text, rng) if rng.random() < self.noise else text
 
     def fields(self, modality: str) -> tuple[list[str], Sequence]:
@@ -108,9 +116,16 @@ class SoundingScenes:
 
 
 def scene_pairs(dataset: SoundingScenes, x_encoder: str, y_encoder: str, progress: bool = True) -> "LatentPairs":
-    """Latent pairs of a split of Sounding Scenes, extracted once into the cache (``FUSEMIX_LITE_CACHE``)."""
+    """Latent pairs of a split of Sounding Scenes, extracted once into the cache (``FUSEMIX_LITE_CACHE``).
+
+    "lite-audio-a+lite-audio-b" stands for the latents of both encoders, concatenated.
+    """
     from .extraction import cached_latents
     from .pairs import LatentPairs
 
-    x, y = (cached_latents(dataset, name, progress=progress) for name in (x_encoder, y_encoder))
-    return LatentPairs.from_stores(x, y)
+    unworded = replace(dataset, captions=5, noise=0.0, wording="natural")  # what is written changes no picture, no sound
+
+    def stores(names: str, of: SoundingScenes) -> list:
+        return [cached_latents(of, name, progress=progress) for name in names.split("+")]
+
+    return LatentPairs.from_stores(stores(x_encoder, unworded), stores(y_encoder, dataset))

@@ -11,19 +11,24 @@ import multiprocessing
 import os
 import platform
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from .datasets import SoundingScenes, scene_pairs
 from .errors import FuseMixLiteError
+from .mixing import SCHEMES
+from .pairs import LatentPairs
 from .profiles import Profile, profile
-from .records import RESULTS, Record, digest, encoders_of, fingerprint
+from .real import REAL, data_digest, find_latents, load_real, use_latents
+from .records import RESULTS, Record, data_of, digest, encoders_of, fingerprint
 
 TUNING = 1_000  # the first seed of the grid: far from those of the records
 
@@ -51,14 +56,120 @@ def arms_retrieval(p: Profile) -> list[dict]:
     return [*arms, {"scheme": "fusemix", "items": p.train_items, "image": image, "text": text, "null": "shuffled"}]
 
 
-EXPERIMENTS = {"fusemix": arms_fusemix, "retrieval": arms_retrieval}
+def arms_audio(p: Profile) -> list[dict]:
+    """Chapter "Audio-text retrieval": all encoder pairs, two audio encoders concatenated among them, on all pairs; three
+    schemes where pairs are scarce; the nulls."""
+    a, b = p.audio_encoders
+    data = {"data": "audio-text"}
+    full = [
+        {**data, "scheme": s, "items": p.train_items, "audio": audio, "text": text}
+        for audio, text, s in product((a, b, f"{a}+{b}"), p.text_encoders, ("none", "fusemix"))
+    ]
+    scarce = [
+        {**data, "scheme": s, "items": p.scarce, "audio": audio}
+        for audio, s in product((a, f"{a}+{b}"), ("none", "separate", "fusemix"))
+    ]
+    nulls = [
+        {**data, "scheme": "none", "items": p.scarce, "audio": a, "null": "again"},
+        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": p.text_encoders[0], "null": "again"},
+        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": p.text_encoders[0], "null": "shuffled"},
+    ]
+    return full + scarce + nulls
+
+
+def arms_wording(p: Profile) -> list[dict]:
+    """Why FuseMix trails on templated captions: the same sounds, told by five people, by one, or by a template."""
+    told = ({}, {"captions": 1}, {"captions": 1, "wording": "template"})
+    return [
+        {"data": "audio-text", "scheme": s, "items": n, **how}
+        for n, how, s in product(dict.fromkeys((p.sizes[1], p.sizes[-1])), told, ("none", "fusemix"))
+    ]
+
+
+def arms_flickr8k(p: Profile) -> list[dict]:
+    """Chapter "Real photos, real sounds": every scheme at every size, three schemes with three times the steps, the nulls."""
+    here = {"data": "flickr8k"}
+    curve = [{**here, "scheme": s, "items": n} for n, s in product(p.sizes, SCHEMES)]
+    longer = [{**here, "scheme": s, "items": p.sizes[-1], "steps": 3 * p.lengths[-1]} for s in ("none", "fusemix")]
+    nulls = [
+        {**here, "scheme": "none", "items": p.scarce, "null": "again"},
+        {**here, "scheme": "fusemix", "items": p.sizes[-1], "null": "shuffled"},
+    ]
+    return curve + longer + nulls
+
+
+def arms_philharmonia(p: Profile) -> list[dict]:
+    """The same chapter: three schemes over the sizes, with four times the steps and with standardised latents; the nulls."""
+    here, three = {"data": "philharmonia"}, ("none", "separate", "fusemix")
+    curve = [{**here, "scheme": s, "items": n} for n, s in product(p.sizes, three)]
+    longer = [{**here, "scheme": s, "items": p.sizes[-1], "steps": 4 * p.lengths[-1]} for s in ("none", "fusemix")]
+    scaled = [{**here, "scheme": s, "items": p.sizes[-1], "standardize": True} for s in ("none", "fusemix")]
+    nulls = [
+        {**here, "scheme": "none", "items": p.scarce, "null": "again"},
+        {**here, "scheme": "fusemix", "items": p.sizes[-1], "null": "shuffled"},
+    ]
+    return curve + longer + scaled + nulls
+
+
+def photos(p: Profile) -> Profile:
+    """The scale on Flickr8K."""
+    return _on_real(p, p.photo_sizes, "flickr8k")
+
+
+def notes(p: Profile) -> Profile:
+    """The scale on the Philharmonia notes."""
+    return _on_real(p, p.note_sizes, "philharmonia")
+
+
+def _on_real(p: Profile, sizes: tuple[int, ...], name: str) -> Profile:
+    own = {"sizes": sizes, "scarce": sizes[0], "train_items": sizes[-1], "lengths": p.real_lengths}
+    return replace(p, **own, captions=REAL[name].captions)
+
+
+class Experiment(NamedTuple):
+    """What a record is made of: its arms, and what it changes in a profile before they are drawn up."""
+
+    arms: Callable[[Profile], list[dict]]
+    scale: Callable[[Profile], Profile] = lambda p: p
+
+
+EXPERIMENTS = {
+    "fusemix": Experiment(arms_fusemix),
+    "retrieval": Experiment(arms_retrieval),
+    "audio": Experiment(arms_audio),
+    "wording": Experiment(arms_wording),
+    "flickr8k": Experiment(arms_flickr8k, photos),
+    "philharmonia": Experiment(arms_philharmonia, notes),
+}
+
+
+def plan(name: str, p: Profile) -> tuple[Profile, list[dict]]:
+    """The scale and the arms of an experiment under a profile."""
+    scaled = EXPERIMENTS[name].scale(p)
+    return scaled, EXPERIMENTS[name].arms(scaled)
 
 
 @lru_cache(maxsize=8)
-def pairs_of(p: Profile, split: str, image: str, text: str):
-    """The latent pairs of a split, from the cache."""
+def pairs_of(
+    p: Profile, split: str, data: str, x_encoder: str, y_encoder: str, captions: int, wording: str
+) -> LatentPairs:
+    """The latent pairs of a split: from the cache, or real ones from their files."""
     size = {"train": p.train_items, "val": p.val_items, "test": p.test_items}[split]
-    return scene_pairs(SoundingScenes("image-text", split, size, p.captions), image, text, progress=False)
+    if data in REAL:
+        pairs = _real_parts(data)[split]
+        return pairs if pairs.n_items <= size else pairs.take(range(size))
+    dataset = SoundingScenes(data, split, size, captions, wording=wording)
+    return scene_pairs(dataset, x_encoder, y_encoder, progress=False)
+
+
+@lru_cache(maxsize=2)
+def _real_parts(name: str) -> dict[str, LatentPairs]:
+    return load_real(name)
+
+
+def source_of(arm: dict, p: Profile) -> tuple:
+    """What `pairs_of` wants to know of an arm beside the split."""
+    return data_of(arm), *encoders_of(arm, p), arm.get("captions", p.captions), arm.get("wording", "natural")
 
 
 def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> dict:
@@ -68,14 +179,14 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
 
     if arm.get("null") == "again":
         seed += 500  # other seeds than the arm it repeats
-    encoders = encoders_of(arm, p)
-    train = pairs_of(p, "train", *encoders).subset(arm["items"], seed)
+    source = source_of(arm, p)
+    train = pairs_of(p, "train", *source).subset(arm["items"], seed)
     if arm.get("null") == "shuffled":
         train = train.shuffled(seed)
-    val = pairs_of(p, "val", *encoders)
+    val = pairs_of(p, "val", *source)
     result = fit(
         train, val, augment=arm["scheme"], batch_size=p.batch_size, steps=steps, lr=p.lr, shared_dim=p.shared_dim,
-        depth=p.depth, dropout=dropout, seed=seed, device=p.device, progress=False,
+        depth=p.depth, dropout=dropout, standardize=arm.get("standardize", False), seed=seed, device=p.device, progress=False,
     )  # fmt: skip
     numbers = {
         "seed": seed,
@@ -84,7 +195,7 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
         "val_mean": round(max(entry.get("val_mean", 0.0) for entry in result.history), 4),
     }
     if test:
-        recalls = retrieval(result.model, pairs_of(p, "test", *encoders))
+        recalls = retrieval(result.model, pairs_of(p, "test", *source))
         numbers |= {f"{way}@{k}": round(value, 4) for way, at in recalls.items() for k, value in at.items()}
     return numbers
 
@@ -118,9 +229,9 @@ class Runs:
 
 def _key(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> str:
     """What a run is known by: arms of two experiments that are the same run are run once."""
-    image, text = encoders_of(arm, p)
-    named = {**arm, "image": image, "text": text}
-    return digest([fingerprint(p, [named]), dropout, steps, seed, test])
+    named = {**arm, "source": source_of(arm, p)}
+    real = data_digest(data_of(arm)) if data_of(arm) in REAL else None
+    return digest([fingerprint(p, [named]), real, dropout, steps, seed, test])
 
 
 def _job(*job) -> tuple[str, dict]:
@@ -145,11 +256,11 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     """Run an experiment, tuned and then over all seeds; returns the record's content."""
     from .extraction import cache_dir
 
-    arms = EXPERIMENTS[name](p)
+    p, arms = plan(name, p)
     runs = Runs(cache_dir() / "experiments" / f"{p.name}.jsonl")
     started = time.perf_counter()
-    for encoders, split in product({encoders_of(arm, p) for arm in arms}, ("train", "val", "test")):
-        pairs_of(p, split, *encoders)  # latents first, so that no two workers extract the same ones
+    for source, split in product(dict.fromkeys(source_of(arm, p) for arm in arms), ("train", "val", "test")):
+        pairs_of(p, split, *source)  # latents first, so that no two workers extract the same ones
     pairs_of.cache_clear()
 
     grids = [list(product(p.dropouts, (arm["steps"],) if "steps" in arm else p.lengths)) for arm in arms]
@@ -173,6 +284,7 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
         "profile": p.name,
         "config": asdict(p),
         "fingerprint": fingerprint(p, arms),
+        "data": {name: data_digest(name) for name in sorted({data_of(arm) for arm in arms} & set(REAL))},
         "seeds": seeds,
         "grid": {"dropout": p.dropouts, "steps": p.lengths, "seeds": tuning},
         "cells": cells,
@@ -202,12 +314,13 @@ def obtain(name: str, p: Profile, live: str = "slice") -> Record:
 def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str, ...]) -> list[dict]:
     """Run some arms of a record again, on the first ``p.live_seeds`` seeds; one row an arm and seed.
 
-    Where the record was made at this scale, an arm runs with the settings chosen for it, and a value outside the range
-    that the record states raises :class:`FuseMixLiteError`; at another scale nothing is compared.
+    Where the record was made at this scale and from these data, an arm runs with the settings chosen for it, and a value
+    outside the range that the record states raises :class:`FuseMixLiteError`; elsewhere nothing is compared.
     """
-    rows = []
+    rows, p = [], EXPERIMENTS[record.content["name"]].scale(p)
+    made_from = record.content.get("data", {})
+    same = record.is_of(p) and all(data_digest(name) == made_from[name] for name in made_from)
     for arm, i in product(arms, range(p.live_seeds)):
-        same = record.is_of(p)
         settings = record.cell(**arm)["chosen"] if same else {"dropout": p.dropouts[0], "steps": p.lengths[0]}
         numbers = run(p, arm, **settings, seed=p.seed + i, test=True)
         row = {**arm, "seed": numbers["seed"], "seconds": numbers["seconds"]}
@@ -216,7 +329,7 @@ def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str,
             if same:
                 expected = record.check_live(metric, numbers[metric], **arm)
                 row[f"{metric} expected"] = f"{expected.low:.1f} to {expected.high:.1f}"
-        rows.append(row | {"verdict": "as recorded" if same else "other scale: not compared"})
+        rows.append(row | {"verdict": "as recorded" if same else "other scale or data: not compared"})
     return rows
 
 
@@ -227,9 +340,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
     parser.add_argument("--seeds", type=int, help="seeds a cell (default: the profile's)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the records go (default: the book's)")
+    parser.add_argument("--latents", type=Path, help="folder of real latents (default: FUSEMIX_LITE_REAL)")
     args = parser.parse_args()
     p = profile(args.profile, seeds=args.seeds)
+    use_latents(args.latents)
     for name in EXPERIMENTS if "all" in args.names else args.names:
+        if "all" in args.names and name in REAL and not find_latents(name):
+            print(f"{name}: left out, its latents are not here (--latents FOLDER)")
+            continue
         path = args.out / p.name / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".part")

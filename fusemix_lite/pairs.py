@@ -47,10 +47,14 @@ class LatentPairs:
         """Join two `LatentStore` by item id; row orders are kept. `names` are the stores' modalities unless given.
 
         Items of x without a y stay (in retrieval they distract). Rows of y without an x are dropped with a warning.
+        Instead of a store either side may be a list of stores of the same items, whose latents are then concatenated,
+        as the paper does with two audio encoders.
 
         Raises:
-            FuseMixLiteError: an item id occurs twice in `x_store`, or the stores share no id.
+            FuseMixLiteError: an item id occurs twice in `x_store`, the stores share no id, or stores of one side hold
+                other items than each other.
         """
+        (x_store, x_rows), (y_store, y_rows) = _side_by_side(x_store), _side_by_side(y_store)
         row_of = {item: row for row, item in enumerate(x_store.item_ids)}
         if len(row_of) < len(x_store.item_ids):
             raise FuseMixLiteError(f"{x_store.path}: an item id occurs twice; x needs one row an item (swap x and y?)")
@@ -58,13 +62,13 @@ class LatentPairs:
         known = owner >= 0
         if not known.any():
             raise FuseMixLiteError(f"{x_store.path} and {y_store.path} share no item id: use stores of one dataset")
-        y = y_store.array
+        y = y_rows
         if not known.all():
             lost = int((~known).sum())
             warnings.warn(f"{lost} of {len(owner)} rows of {y_store.path} dropped: no x of their item", stacklevel=2)
             y, owner = y[known.numpy()], owner[known]
         names = names or (x_store.origin.modality, y_store.origin.modality)
-        return cls(x_store.array, y, owner, names, x_store.item_ids)
+        return cls(x_rows, y, owner, names, x_store.item_ids)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -137,6 +141,17 @@ class LatentPairs:
             row = int(wrong.int().argmax())
             raise FuseMixLiteError(f"owner[{row}] = {owner[row]} is out of range: x has {len(self.x)} rows")
         return owner
+
+
+def _side_by_side(stores):
+    """The first of the stores of one modality, for its items, and the rows of all of them, concatenated: (N, D1 + D2)."""
+    if not isinstance(stores, list | tuple):
+        return stores, stores.array
+    first = stores[0]
+    for other in stores[1:]:
+        if other.item_ids != first.item_ids:
+            raise FuseMixLiteError(f"{first.path} and {other.path} hold other items: extract both from one dataset")
+    return first, np.concatenate([np.asarray(store.array) for store in stores], axis=1)
 
 
 def _tensor(values) -> Tensor:

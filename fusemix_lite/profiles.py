@@ -33,6 +33,10 @@ class Profile:
     seeds: int  # of a record
     tuning_seeds: int  # of the grid, other seeds than those of the record
     live_seeds: int  # of the slice that every build runs again
+    # real latents (real.py), where they are: their own sizes and lengths take the place of those above
+    photo_sizes: tuple[int, ...]
+    note_sizes: tuple[int, ...]
+    real_lengths: tuple[int, ...]
     seed: int = 0  # the first one
     device: str = "auto"  # CUDA where there is one
 
@@ -59,6 +63,9 @@ _PROFILES = {
         seeds=10,
         tuning_seeds=1,
         live_seeds=2,
+        photo_sizes=(500, 1_000, 3_000, 6_000),
+        note_sizes=(1_000, 3_000, 8_246),
+        real_lengths=(300,),
     ),
     # Seconds a chapter: does the code run? Its numbers mean nothing, and nothing is concluded from them.
     "smoke": Profile(
@@ -81,6 +88,9 @@ _PROFILES = {
         seeds=2,
         tuning_seeds=1,
         live_seeds=2,
+        photo_sizes=(100, 200),
+        note_sizes=(100, 200),
+        real_lengths=(5,),
     ),
 }
 

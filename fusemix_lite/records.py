@@ -6,13 +6,14 @@ they depend on: the experiment's configuration, the encoders' weights and the da
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 from .bundled import bundled
 from .encoders import WEIGHTS
 from .errors import FuseMixLiteError
-from .profiles import Profile
+from .profiles import Profile, profile
+from .real import REAL
 from .stats import Interval, interval, paired_interval, prediction_range
 
 RESULTS = bundled("results")
@@ -61,8 +62,9 @@ class Record:
 
     @property
     def profile(self) -> Profile:
-        """The scale at which the record was made."""
-        return Profile(**{key: tuple(v) if isinstance(v, list) else v for key, v in self.content["config"].items()})
+        """The scale at which the record was made; what its profile did not have yet is as it is now."""
+        made_at = {key: tuple(v) if isinstance(v, list) else v for key, v in self.content["config"].items()}
+        return replace(profile(made_at["name"]), **made_at)
 
     def is_of(self, profile: Profile) -> bool:
         """Whether the record was made at that scale; the number of seeds and the device may differ."""
@@ -96,27 +98,43 @@ def weights_digest(encoder: str) -> str:
 
 
 @cache
-def world_digest() -> str:
+def world_digest(wording: str = "natural") -> str:
     """Of Sounding Scenes: factors and captions of 100 scenes a split (exact on every machine, unlike pixels)."""
     from .datasets import SoundingScenes
     from .scenes import SPLITS
 
-    worlds = [SoundingScenes(pair, split, 100) for pair, split in SPLITS]
+    worlds = [SoundingScenes(pair, split, 100, wording=wording) for pair, split in SPLITS]
     return digest([(repr(w.scene(i)), w.caption(i)) for w in worlds for i in range(len(w))])
 
 
 def scale(profile: Profile) -> dict:
-    """What of a profile a single run depends on: not how many seeds there are, nor the device."""
-    free = ("name", "seeds", "live_seeds", "device")
+    """What of a profile a single run depends on: not how many seeds there are, nor the device, nor the values that only
+    take the place of others where the latents are real."""
+    free = ("name", "seeds", "live_seeds", "device", "photo_sizes", "note_sizes", "real_lengths")
     return {key: value for key, value in asdict(profile).items() if key not in free}
 
 
+def data_of(arm: dict) -> str:
+    """Which pairs an arm is about: "image-text" or "audio-text" of Sounding Scenes, or a name in `real.REAL`."""
+    return arm.get("data", "image-text")
+
+
 def encoders_of(arm: dict, profile: Profile) -> tuple[str, str]:
-    """The image and the text encoder of an arm: the profile's first ones unless it names others."""
-    return arm.get("image", profile.image_encoders[0]), arm.get("text", profile.text_encoders[0])
+    """The encoders of an arm, that of x first: the profile's first ones unless it names others ("a+b": concatenated)."""
+    if data_of(arm) in REAL:
+        return REAL[data_of(arm)].encoders
+    media = data_of(arm).split("-")[0]
+    usual = {"image": profile.image_encoders, "audio": profile.audio_encoders}[media][0]
+    return arm.get(media, usual), arm.get("text", profile.text_encoders[0])
 
 
 def fingerprint(profile: Profile, arms: list[dict]) -> str:
-    """What a record depends on: scale, arms, weights and data. A record with another one is stale."""
-    encoders = sorted({name for arm in arms for name in encoders_of(arm, profile)})
-    return digest([scale(profile), arms, [weights_digest(name) for name in encoders], world_digest()])
+    """What a record depends on: scale, arms, weights and data. A record with another one is stale.
+
+    Real latents are not in it, since most readers do not have them: the record names their hash beside it.
+    """
+    made_here = [arm for arm in arms if data_of(arm) not in REAL]
+    encoders = sorted({name for arm in made_here for side in encoders_of(arm, profile) for name in side.split("+")})
+    wordings = sorted({arm.get("wording", "natural") for arm in arms} - {"natural"})
+    worlds = [world_digest(), *(world_digest(wording) for wording in wordings)]
+    return digest([scale(profile), arms, [weights_digest(name) for name in encoders], *worlds])

@@ -159,6 +159,22 @@ def audio_caption(scene: Scene, rng: np.random.Generator) -> str:
     return _articles(f"one can hear how {body}" if rng.random() < 0.15 else body)
 
 
+def image_template(scene: Scene) -> str:
+    """Every visible attribute, exactly and in one fixed form, as a data sheet has it: no synonym, nothing left out."""
+    things = [
+        f"{_SIZE_WORDS[t.size][0]} {_COLOUR_WORDS[t.colour][0]} {_NOUNS[t.kind][0][0]} {_TIMES[t.count][0]} "
+        f"{_PLACE_WORDS[t.position][0]}"
+        for t in sorted(scene.things, key=lambda thing: thing.kind)  # a picture has no order
+    ]
+    return f"{' and '.join(things)}, {_SCENERY[scene.background][0]}"
+
+
+def audio_template(scene: Scene) -> str:
+    """Every audible attribute, exactly and in one fixed form; the things stand in the order of their sounds."""
+    things = [f"{_PITCH_WORDS[t.size][0]} {_NOUNS[t.kind][0][0]} {_TIMES[t.count][0]}" for t in scene.things]
+    return f"{' then '.join(things)}, {_TEMPO_WORDS[scene.tempo][0]}, {_ROOM_WORDS[scene.room][0]}"
+
+
 def degrade(caption: str, rng: np.random.Generator) -> str:
     """A caption as the web has them: an attribute swapped, a vague phrase, alt-text junk, or about something else.
 

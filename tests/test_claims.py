@@ -7,7 +7,7 @@ import pytest
 
 from fusemix_lite import FuseMixLiteError, profile
 from fusemix_lite.claims import Claim, Verdict, chance, effect, judge, judge_null, load_claims
-from fusemix_lite.experiments import EXPERIMENTS
+from fusemix_lite.experiments import plan
 from fusemix_lite.records import Record
 from fusemix_lite.stats import Interval
 
@@ -107,10 +107,11 @@ def test_the_committed_rows_are_about_arms_and_metrics_that_exist():
     claims = load_claims()
     assert len(claims) >= 8
     for claim in claims:
-        arms = EXPERIMENTS[claim.record](profile(claim.profile))
+        _, arms = plan(claim.record, profile(claim.profile))
         named = [source[key] for source in (claim.rule, claim.null) for key in ("arm", "other") if key in source]
         assert all(arm in arms for arm in named), claim.id
-        assert claim.rule["metric"] in {f"{way}@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+        media = "audio" if claim.record in ("audio", "philharmonia") else "image"
+        assert claim.rule["metric"] in {f"{way}@{k}" for way in (f"{media}_to_text", f"text_to_{media}") for k in (1, 5, 10)}
         assert claim.null != {key: claim.rule[key] for key in claim.null}, claim.id
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fusemix_lite import FuseMixLiteError, experiments, profile, records
-from fusemix_lite.experiments import EXPERIMENTS, Runs, choose
+from fusemix_lite.experiments import EXPERIMENTS, Runs, choose, plan
 from fusemix_lite.records import Record, fingerprint
 
 
@@ -55,8 +55,8 @@ def test_missing_and_broken_records_name_the_remedy(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_committed_records_are_not_stale(name):
-    p = profile("lite")
-    arms = json.loads(json.dumps(EXPERIMENTS[name](p)))
+    p, arms = plan(name, profile("lite"))
+    arms = json.loads(json.dumps(arms))
     record = Record.load(name)
     assert record.content["fingerprint"] == fingerprint(p, arms), "run `make reproduce`"
     assert [cell["arm"] for cell in record.content["cells"]] == arms
@@ -88,6 +88,6 @@ def test_a_whole_sweep_at_smoke_scale(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSEMIX_LITE_CACHE", str(tmp_path))
     p = profile("smoke", sizes=(100,), scarce=100)
     content = experiments.sweep("fusemix", p, workers=1)
-    assert len(content["cells"]) == len(EXPERIMENTS["fusemix"](p))
+    assert len(content["cells"]) == len(experiments.plan("fusemix", p)[1])
     again = experiments.sweep("fusemix", p, workers=1)  # everything is in the cache
     assert again["cells"] == content["cells"]
