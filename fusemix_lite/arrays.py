@@ -148,7 +148,9 @@ def _read_split(file: Path) -> tuple[list[str], list[str] | None]:
     items = content.get("items") if isinstance(content, dict) else None
     if not _strings(parts):
         raise FuseMixLiteError(f'{file} holds no split: give a list of part names, or an object with it as "split"')
-    if items is not None and (not _strings(items) or len(items) != len(parts)):
+    if not _strings(items):
+        return parts, None  # "items" may be records of another kind, which name nothing
+    if len(items) != len(parts):
         raise FuseMixLiteError(f'{file}: "items" must hold one name for each of the {len(parts)} entries of "split"')
     return parts, items
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from datetime import date
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import product
@@ -289,6 +290,7 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
         "grid": {"dropout": p.dropouts, "steps": p.lengths, "seeds": tuning},
         "cells": cells,
         "provenance": {
+            "date": date.today().isoformat(),
             "python": platform.python_version(),
             "processor": platform.machine(),
             "cores": os.cpu_count(),
