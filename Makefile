@@ -1,6 +1,6 @@
 # Every command of this project. `make help` lists them; nothing but python3 (3.11 or newer) and make is needed to start.
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lint refresh address reproduce clean
+.PHONY: help setup book test lint students refresh address reproduce clean
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -48,6 +48,9 @@ test: setup lint  ## everything that CI checks; pytest comes last
 
 lint: setup
 	$(BIN)/ruff check .
+
+students: setup  ## write notebooks without solutions, for students, into _build/students
+	$(BIN)/python -m tools.students $(if $(REPO_URL),--repo-url $(REPO_URL))
 
 refresh: setup  ## execute the chapters and write them back as the committed ones
 	$(BIN)/python -m tools.book refresh $(CHAPTERS)
