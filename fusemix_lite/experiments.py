@@ -58,32 +58,31 @@ def arms_retrieval(p: Profile) -> list[dict]:
 
 
 def arms_audio(p: Profile) -> list[dict]:
-    """Chapter "Audio-text retrieval": all encoder pairs, two audio encoders concatenated among them, on all pairs; three
-    schemes where pairs are scarce; the nulls."""
-    a, b = p.audio_encoders
+    """Chapter "Audio-text retrieval": all encoder pairs, two audio encoders concatenated among them, on all pairs with
+    FuseMix, and without it for the first text encoder; the schemes where pairs are scarce; the nulls."""
+    (a, b), text, both = p.audio_encoders, p.text_encoders[0], "+".join(p.audio_encoders)
     data = {"data": "audio-text"}
     full = [
-        {**data, "scheme": s, "items": p.train_items, "audio": audio, "text": text}
-        for audio, text, s in product((a, b, f"{a}+{b}"), p.text_encoders, ("none", "fusemix"))
+        {**data, "scheme": s, "items": p.train_items, "audio": audio, "text": t}
+        for audio, (s, t) in product((a, b, both), [("none", text), *product(("fusemix",), p.text_encoders)])
     ]
-    scarce = [
-        {**data, "scheme": s, "items": p.scarce, "audio": audio}
-        for audio, s in product((a, f"{a}+{b}"), ("none", "separate", "fusemix"))
-    ]
+    few = [(a, "none"), (a, "separate"), (a, "fusemix"), (both, "none"), (both, "fusemix")]
+    scarce = [{**data, "scheme": s, "items": p.scarce, "audio": audio} for audio, s in few]
     nulls = [
         {**data, "scheme": "none", "items": p.scarce, "audio": a, "null": "again"},
-        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": p.text_encoders[0], "null": "again"},
-        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": p.text_encoders[0], "null": "shuffled"},
+        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": text, "null": "again"},
+        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": text, "null": "shuffled"},
     ]
     return full + scarce + nulls
 
 
 def arms_wording(p: Profile) -> list[dict]:
-    """Why FuseMix trails on templated captions: the same sounds, told by five people, by one, or by a template."""
-    told = ({}, {"captions": 1}, {"captions": 1, "wording": "template"})
+    """Why FuseMix trails on templated captions: the same sounds, told once by a person or by a template, at two sizes, and
+    by five people at the larger one."""
+    once, five = ({"captions": 1}, {"captions": 1, "wording": "template"}), ({},)
+    told = [*product(once, (p.sizes[1],)), *product((*five, *once), (p.sizes[-1],))]
     return [
-        {"data": "audio-text", "scheme": s, "items": n, **how}
-        for n, how, s in product(dict.fromkeys((p.sizes[1], p.sizes[-1])), told, ("none", "fusemix"))
+        {"data": "audio-text", "scheme": s, "items": n, **how} for (how, n), s in product(told, ("none", "fusemix"))
     ]
 
 
