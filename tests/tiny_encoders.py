@@ -57,16 +57,46 @@ def dinov2() -> hf.Dinov2Model:
 
 
 def resnet(channels: int) -> hf.ResNetModel:
-    config = hf.ResNetConfig(
-        num_channels=channels, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
-    )
-    model = hf.ResNetModel(config)
-    for name, buffer in model.named_buffers():  # batch statistics that a trained model has
+    config = hf.ResNetConfig(num_channels=channels, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    return with_statistics(hf.ResNetModel(config))
+
+
+def mobilenet_v2() -> hf.MobileNetV2Model:
+    """The class of the common ImageNet checkpoint, a tenth as wide; its map has 1,280 channels at every width."""
+    model = with_statistics(hf.MobileNetV2Model(hf.MobileNetV2Config(image_size=64, depth_multiplier=0.1)))
+    for weights in model.parameters():
+        if weights.ndim == 4:  # the initial ones are so small that nothing gets through fifty layers
+            torch.nn.init.kaiming_normal_(weights, nonlinearity="relu")
+    return model
+
+
+def with_statistics(model: torch.nn.Module) -> torch.nn.Module:
+    """Batch statistics as a trained model has them."""
+    for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 2)
     return model
+
+
+def swin() -> hf.SwinModel:
+    """Tokens, but none that stands for the class; pooled by a mean of its own."""
+    return hf.SwinModel(hf.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2))
+
+
+def ijepa() -> hf.IJepaModel:
+    """Tokens only: neither a class token nor a pooled output."""
+    config = hf.IJepaConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        pooler_output_size=16,
+    )
+    return hf.IJepaModel(config, add_pooling_layer=False)
 
 
 def whisper(decoder_layers: int = 0) -> hf.WhisperModel:
@@ -105,6 +135,9 @@ def ast() -> hf.ASTModel:
 PARTS = {
     "dinov2": (dinov2, image_processor),
     "resnet": (lambda: resnet(3), image_processor),
+    "mobilenet_v2": (mobilenet_v2, lambda: image_processor(64)),
+    "swin": (swin, image_processor),
+    "ijepa": (ijepa, image_processor),
     "bert": (bert, tokenizer),
     "bag of words": (lambda: bert(layers=0), tokenizer),
     "whisper": (whisper, whisper_features),
