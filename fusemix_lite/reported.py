@@ -15,7 +15,7 @@ MARKS = {
     "S": "reported by a secondary source",
     "D": "arithmetic from such facts",
 }
-DIRECTIONS = ("text_to_image", "image_to_text")
+DIRECTIONS = ("text_to_image", "image_to_text", "text_to_audio", "audio_to_text")
 
 
 @dataclass(frozen=True)

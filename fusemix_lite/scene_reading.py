@@ -1,17 +1,19 @@
-"""What an image caption of Sounding Scenes says, read back, and where two scenes agree: for looking at errors.
+"""What a caption of Sounding Scenes says, read back, and where two scenes agree: for looking at errors.
 
-No encoder and no adapter sees any of this. It answers what a score cannot: was the wrong picture a near miss, and did
-the caption say enough to tell it from the right one?
+No encoder and no adapter sees any of this. It answers what a score cannot: was the wrong picture, or sound, a near miss,
+and did the caption say enough to tell it from the right one?
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import scene_text as words
+from .errors import FuseMixLiteError
 from .scenes import KINDS, MAX_COUNT, Scene, Thing
 
-SHARED = ("kinds", "colours", "counts", "sizes", "places", "background")
+SHARED = ("kinds", "colours", "counts", "sizes", "places", "background")  # what two pictures can have in common
+HEARD = ("kinds", "order", "counts", "pitches", "tempo", "room")  # and two sounds
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,22 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Reading:
-    """All that a caption says."""
+    """All that a caption says: of a picture the background, of a sound the tempo, the room, and the order of the things
+    where ``in_order`` (they then stand as they sound, whatever the caption's own order)."""
 
     things: tuple[Phrase, ...]
-    background: str | None
+    background: str | None = None
+    tempo: str | None = None
+    room: str | None = None
+    in_order: bool = False
 
     def fits(self, scene: Scene) -> bool:
         """Whether everything that the caption says is true of the scene; what it leaves out may be anything."""
-        there = self.background in (None, scene.background)
-        return there and all(any(phrase.fits(thing) for thing in scene.things) for phrase in self.things)
+        said = {"background": self.background, "tempo": self.tempo, "room": self.room}
+        same = all(value in (None, getattr(scene, name)) for name, value in said.items())
+        kinds = [phrase.kind for phrase in self.things]
+        sounded = not self.in_order or kinds == [thing.kind for thing in scene.things]
+        return same and sounded and all(any(phrase.fits(thing) for thing in scene.things) for phrase in self.things)
 
 
 def read_caption(caption: str) -> Reading:
@@ -60,22 +69,72 @@ def read_caption(caption: str) -> Reading:
     return Reading(things, _SCENERY.of[scenery[0]] if scenery else None)
 
 
-def fitting_scenes(captions: Sequence[str], scenes: Sequence[Scene]) -> list[list[int]]:
-    """For each caption the scenes (their numbers, ascending) that it is true of: all that a perfect reader could mean."""
+def read_audio_caption(caption: str) -> Reading:
+    """Read an audio caption of good quality (`scene_text.audio_caption` wrote it), word for word.
+
+    Raises:
+        FuseMixLiteError: the caption is none of those, such as a degraded or a templated one.
+    """
+    found = _AUDIO_CAPTION.fullmatch(caption)
+    if not found:
+        raise FuseMixLiteError(f"{caption!r} is no audio caption in natural wording and of good quality")
+    things = tuple(
+        Phrase(
+            kind=_NOUN.of[found[f"noun{i}"] or found[f"nouns{i}"]],
+            counts=_COUNTS.get(found[f"number{i}"]) or _TIMES.get(found[f"times{i}"]) or _ANY_COUNT,
+            size=_PITCH.of.get(found[f"pitch{i}"] or found[f"pitches{i}"]),
+            colour=None,
+            position=None,
+        )
+        for i in (1, 2)
+        if found[f"clause{i}"]
+    )
+    return Reading(
+        things[::-1] if found["joint"] == " after " else things,
+        tempo=_TEMPO.of.get(found["tempo"]),
+        room=_ROOM.of.get(found["room"]),
+        in_order=found["joint"] not in (None, " and "),
+    )
+
+
+def fitting_scenes(
+    captions: Sequence[str], scenes: Sequence[Scene], read: Callable[[str], Reading] = read_caption
+) -> list[list[int]]:
+    """For each caption the scenes (their numbers, ascending) that it is true of: all that a perfect reader could mean.
+
+    ``read`` is how captions are read: `read_caption`, `read_audio_caption`, or a reader that misses something.
+    """
     with_kind = {
         kind: [i for i, scene in enumerate(scenes) if kind in {thing.kind for thing in scene.things}] for kind in KINDS
     }
-    readings = map(read_caption, captions)
+    readings = map(read, captions)
     return [[i for i in with_kind[reading.things[0].kind] if reading.fits(scenes[i])] for reading in readings]
 
 
-def agreement(a: Scene, b: Scene) -> dict[str, bool]:
-    """For each of `SHARED`: do two scenes show the same ones? Of two things, in any order: both colours, both sizes."""
-    same = {
-        name: sorted(getattr(t, factor) for t in a.things) == sorted(getattr(t, factor) for t in b.things)
-        for name, factor in zip(SHARED, ("kind", "colour", "count", "size", "position"), strict=False)
-    }
-    return same | {"background": a.background == b.background}
+def agreement(a: Scene, b: Scene, factors: Sequence[str] = SHARED) -> dict[str, bool]:
+    """For each of the factors (`SHARED` of pictures, `HEARD` of sounds): do two scenes have the same ones?
+
+    Of two things in any order: both colours, both sizes. "order" alone asks for the same kinds one after the other.
+    """
+    return {name: _ASPECTS[name](a) == _ASPECTS[name](b) for name in factors}
+
+
+def _of_things(factor: str) -> Callable[[Scene], list]:
+    return lambda scene: sorted(getattr(thing, factor) for thing in scene.things)
+
+
+_ASPECTS = {
+    "kinds": _of_things("kind"),
+    "colours": _of_things("colour"),
+    "counts": _of_things("count"),
+    "sizes": _of_things("size"),
+    "pitches": _of_things("size"),  # size is what pitch shows
+    "places": _of_things("position"),
+    "order": lambda scene: [thing.kind for thing in scene.things],
+    "background": lambda scene: scene.background,
+    "tempo": lambda scene: scene.tempo,
+    "room": lambda scene: scene.room,
+}
 
 
 class _Words:
@@ -95,4 +154,28 @@ _PHRASE = re.compile(
     rf"\b(?P<count>{'|'.join(sorted(_COUNTS, key=len, reverse=True))}) "
     rf"(?:(?P<size>{_SIZE.pattern}) )?(?:(?P<colour>{_COLOUR.pattern}) )?(?P<noun>{_NOUN.pattern})"
     rf"(?: (?P<place>{_PLACE.pattern}))?"
+)
+
+_PITCH, _TEMPO, _ROOM = _Words(words._PITCH_WORDS), _Words(words._TEMPO_WORDS), _Words(words._ROOM_WORDS)
+_ANY_COUNT = tuple(range(1, MAX_COUNT + 1))
+_TIMES = {word: (count,) for count, options in words._TIMES.items() for word in options}
+_NUMBER = "|".join(re.escape(word) for options in words._NUMBERS.values() for word in options)
+
+
+def _either(options) -> str:
+    return "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+
+
+def _clause(i: int) -> str:
+    """A pattern of the i-th thing: "two deep bells ring", or "a deep bell rings twice"."""
+    one, many = (_either({n[k] for nouns in words._NOUNS.values() for n in nouns}) for k in (0, 1))
+    verb, verbs = (_either({v[k] for options in words._SOUNDS.values() for v in options}) for k in (0, 1))
+    several = f"(?P<number{i}>{_NUMBER}) (?:(?P<pitches{i}>{_PITCH.pattern}) )?(?P<nouns{i}>{many}) (?:{verbs})"
+    single = f"an? (?:(?P<pitch{i}>{_PITCH.pattern}) )?(?P<noun{i}>{one}) (?:{verb})(?: (?P<times{i}>{_either(_TIMES)}))?"
+    return f"(?P<clause{i}>{several}|{single})"
+
+
+_AUDIO_CAPTION = re.compile(
+    f"(?:one can hear how )?{_clause(1)}(?:(?P<joint>, then | before | and afterwards | and | after ){_clause(2)})?"
+    f"(?: (?P<tempo>{_TEMPO.pattern}))?(?: (?P<room>{_ROOM.pattern}))?"
 )

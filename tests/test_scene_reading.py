@@ -4,9 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from fusemix_lite import SoundingScenes
-from fusemix_lite.scene_reading import SHARED, Phrase, agreement, fitting_scenes, read_caption
-from fusemix_lite.scenes import Scene, Thing
+from fusemix_lite import FuseMixLiteError, SoundingScenes, scene_text
+from fusemix_lite.scene_reading import (
+    HEARD,
+    SHARED,
+    Phrase,
+    Reading,
+    agreement,
+    fitting_scenes,
+    read_audio_caption,
+    read_caption,
+)
+from fusemix_lite.scenes import MAX_COUNT, Scene, Thing
 
 BIRDS = Thing("bird", "small", "left", 2, "red", 0.0, 0.0)
 CAR = Thing("car", "large", "right", 1, "blue", 0.0, 0.0)
@@ -87,5 +96,139 @@ def test_fitting_scenes_are_those_that_fit_one_by_one():
     captions = [test.caption(i, 0) for i in range(len(test))]
     readings = [read_caption(caption) for caption in captions]
     fitting = fitting_scenes(captions, scenes)
+    assert fitting == [[i for i, scene in enumerate(scenes) if reading.fits(scene)] for reading in readings]
+    assert all(i in found for i, found in enumerate(fitting))
+
+
+def heard(kind, counts=(1, 2, 3), pitch=None):
+    return Phrase(kind, counts, pitch, None, None)
+
+
+@pytest.mark.parametrize(
+    ("caption", "reading"),
+    [
+        ("a bell rings", Reading((heard("bell"),))),
+        (
+            "one can hear how two shrill sparrows sing, then a vehicle beeps its horn thrice",
+            Reading((heard("bird", (2,), "small"), heard("car", (3,))), in_order=True),
+        ),
+        (  # "after" turns them round
+            "an automobile honks after a pair of deep chimes chime in rapid succession in a large hall",
+            Reading((heard("bell", (2,), "large"), heard("car")), tempo="fast", room="echoing", in_order=True),
+        ),
+        (  # "and" says nothing about the order; the first "sounds softly" is the flute's verb
+            "a low flute sounds softly and a clock ticks once slowly",
+            Reading((heard("flute", pitch="large"), heard("clock", (1,))), tempo="slow"),
+        ),
+        (
+            "a mid-sized tom bangs two times and afterwards a pup yaps up close",
+            Reading((heard("drum", (2,), "medium"), heard("dog")), room="dry", in_order=True),
+        ),
+    ],
+)
+def test_reading_audio_captions_by_hand(caption, reading):
+    assert read_audio_caption(caption) == reading
+
+
+def test_an_audio_caption_is_read_as_it_was_written(monkeypatch):
+    """Spied on while they are written: which attributes each clause names, and how the clauses are joined."""
+    picks, clauses = [], []
+    pick, hear = scene_text._pick, scene_text._heard
+
+    def picking(rng, options):
+        picks.append(options)
+        return pick(rng, options)
+
+    def hearing(thing, scene, rng):
+        picks.clear()
+        text = hear(thing, scene, rng)
+        counted = [scene_text._TIMES[thing.count], scene_text._NUMBERS.get(thing.count)]
+        counts = (thing.count,) if any(o in counted for o in picks) else tuple(range(1, MAX_COUNT + 1))
+        pitch = thing.size if scene_text._PITCH_WORDS[thing.size] in picks else None
+        clauses.append((scene_text._articles(text), heard(thing.kind, counts, pitch)))
+        picks.clear()
+        return text
+
+    monkeypatch.setattr(scene_text, "_pick", picking)
+    monkeypatch.setattr(scene_text, "_heard", hearing)
+    dataset, seen = SoundingScenes("audio-text", "val", 600), set()
+    for i in range(len(dataset)):
+        scene = dataset.scene(i)
+        for k in range(dataset.captions):
+            clauses.clear()
+            caption = dataset.caption(i, k)
+            texts = [text for text, _ in clauses]
+            joined = len(texts) == 2 and all(text in caption for text in texts)
+            turned = joined and f"{texts[1]} after {texts[0]}" in caption
+            in_order = turned or (joined and f"{texts[0]} and {texts[1]}" not in caption and _told(caption, texts))
+            things = [phrase for text, phrase in clauses if text in caption]
+            if joined and not in_order and caption.index(texts[1]) < caption.index(texts[0]):
+                things.reverse()
+            expected = Reading(
+                tuple(things),
+                tempo=scene.tempo if scene_text._TEMPO_WORDS[scene.tempo] in picks else None,
+                room=scene.room if scene_text._ROOM_WORDS[scene.room] in picks else None,
+                in_order=in_order,
+            )
+            reading = read_audio_caption(caption)
+            assert reading == expected, caption
+            assert reading.fits(scene), caption
+            seen.add((len(things), in_order, turned, expected.tempo is None, expected.room is None))
+    assert len(seen) == 4 * 4  # one thing, "and", in order, turned round; with and without tempo and room
+
+
+def _told(caption, texts):
+    return any(f"{texts[0]}{joint}{texts[1]}" in caption for joint in (", then ", " before ", " and afterwards "))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tempo": "fast"},
+        {"room": "echoing"},
+        {"things": (CAR, BIRDS)},
+        {"things": (replace(BIRDS, count=3), CAR)},
+        {"things": (replace(BIRDS, size="large"), CAR)},
+        {"things": (BIRDS,)},
+    ],
+)
+def test_a_scene_that_sounds_otherwise_does_not_fit(change):
+    reading = read_audio_caption("a shrill bird chirps twice before a car honks slowly up close")
+    assert reading.fits(SCENE)
+    assert not reading.fits(replace(SCENE, **change))
+    unseen = {"background": "city", "things": (replace(BIRDS, colour="pink", position="middle"), CAR)}
+    assert reading.fits(replace(SCENE, **unseen))  # no sound shows it
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "stuff",
+        "two small red birds on the left",
+        "a bird chirps twice four times",
+        "a bird chirps, then",
+        "high-pitched bird twice then deep car once, slowly, up close",  # a template
+        "",
+    ],
+)
+def test_what_is_no_audio_caption_is_refused(caption):
+    with pytest.raises(FuseMixLiteError, match="no audio caption"):
+        read_audio_caption(caption)
+
+
+def test_agreement_of_sounds_knows_their_order():
+    assert agreement(SCENE, replace(SCENE, background="night"), HEARD) == dict.fromkeys(HEARD, True)
+    turned = replace(SCENE, things=(CAR, BIRDS))
+    assert agreement(SCENE, turned, HEARD) == dict.fromkeys(HEARD, True) | {"order": False}
+    other = replace(SCENE, tempo="fast", things=(replace(BIRDS, size="medium"), CAR))
+    assert agreement(SCENE, other, HEARD) == dict.fromkeys(HEARD, True) | {"tempo": False, "pitches": False}
+
+
+def test_fitting_sounds_are_those_that_fit_one_by_one():
+    test = SoundingScenes("audio-text", "val", 60)
+    scenes = [test.scene(i) for i in range(len(test))]
+    captions = [test.caption(i, 1) for i in range(len(test))]
+    readings = [read_audio_caption(caption) for caption in captions]
+    fitting = fitting_scenes(captions, scenes, read_audio_caption)
     assert fitting == [[i for i, scene in enumerate(scenes) if reading.fits(scene)] for reading in readings]
     assert all(i in found for i, found in enumerate(fitting))
