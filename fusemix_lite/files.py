@@ -166,7 +166,8 @@ def _read_folder(folder: Path, media: str | None) -> FilePairs:
     for index, path in enumerate(paths):
         file = folder / path.with_suffix(".txt")
         if file.is_file():
-            captions += [(index, line.strip()) for line in _decode(file).splitlines() if line.strip()]
+            lines = re.split(r"[\r\n]+", _decode(file))  # str.splitlines also breaks where Unicode would
+            captions += [(index, line.strip()) for line in lines if line.strip()]
     items = [_encodable(str(folder), path.as_posix()) for path in paths]
     return FilePairs(folder, folder, media, items, captions)
 
@@ -207,8 +208,8 @@ def _media_column(where: str, row: Mapping[str, Any], media: str | None) -> tupl
         raise FuseMixLiteError(f'{where}: there are columns image and audio: say which with media="image" or "audio"')
     if "file_name" in row:
         return "file_name", None
-    wanted = media or '"image" or "audio'
-    raise FuseMixLiteError(f'{where}: no column "{wanted}" (or "file_name"); there are {", ".join(map(str, row))}')
+    wanted = f'"{media}"' if media else '"image" or "audio"'
+    raise FuseMixLiteError(f'{where}: no column {wanted} (or "file_name"); there are {", ".join(map(str, row))}')
 
 
 def _checked(where: str, row: Mapping[str, Any], column: str, media: str | None) -> _Row:
