@@ -24,8 +24,10 @@ _EXPORTS = {
     "extraction": ["cached_latents", "extract", "use_cache"],
     "datasets": ["SoundingScenes", "scene_pairs"],
     "profiles": ["profile"],
+    "searching": ["SearchIndex"],
     "arrays": ["load_array", "load_latent_pairs"],
     "files": ["FilePairs", "read_pairs", "split_items"],
+    "audits": ["audit"],
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = ["FuseMixLiteError", "__version__", *sorted(_HOME)]
