@@ -1,6 +1,6 @@
 # Every command of this project. `make help` lists them; nothing but python3 (3.11 or newer) and make is needed to start.
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lint students refresh address reproduce clean
+.PHONY: proof help setup book test lint students refresh address reproduce clean
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -8,6 +8,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 PROFILE  ?=#   smoke or lite; empty: what the chapters say (lite)
+TORCH    ?=#   proof: the torch that is there before the package comes, e.g. TORCH="torch==2.9.1 torchvision==0.24.1"
 REPO_URL ?=#   empty: the address in pyproject.toml
 KEEP     ?=#   KEEP=1: keep the executed chapters whose inputs have not changed
 CHAPTERS ?=#   refresh these only, e.g. CHAPTERS="book/03-fusemix.ipynb"
@@ -57,6 +58,9 @@ refresh: setup  ## execute the chapters and write them back as the committed one
 
 address: setup  ## write another repository address into pyproject.toml and the chapters: make address REPO_URL=https://…
 	$(BIN)/python -m tools.book address "$(REPO_URL)"
+
+proof: setup  ## run every chapter from the wheel, in a fresh environment without the repository (minutes, network)
+	$(BIN)/python -m tools.proof $(if $(PROFILE),--profile $(PROFILE)) $(if $(TORCH),--torch $(TORCH))
 
 reproduce: setup  ## rebuild every committed record from nothing (a good hour on two cores)
 	$(BIN)/python -m fusemix_lite.experiments all
