@@ -1,4 +1,4 @@
-"""Cards: what every encoder and the embedded world are, good for and bad at, as pages of the book.
+"""Cards: what every encoder, the shipped adapters and the embedded world are, good for and bad at, as pages of the book.
 
 Nothing in a card is typed that code or a file knows: a card is rendered from the encoder's folder, from the registry of
 public encoders, from the constants of Sounding Scenes and from ``weights/<name>/probes.json``, where linear probes say which
@@ -20,6 +20,7 @@ from . import scenes
 from .datasets import WORLD_VERSION, SoundingScenes
 from .encoders import ENCODERS, LITE_ENCODERS, WEIGHTS, resolve_encoder
 from .errors import FuseMixLiteError
+from .pretrain import ADAPTERS
 from .profiles import profile
 from .records import weights_digest, world_digest
 
@@ -461,12 +462,100 @@ def public_card() -> str:
     return _PUBLIC_CARD.format(example=next(iter(ENCODERS)), tables="\n".join(tables), lite=lite)
 
 
+_ADAPTERS_CARD = """\
+# {name}
+
+Two adapters that ship with the package and align {x} and {y}: what `fusemix-lite search` asks where no model is named. They
+were trained on pairs, as the book shows; the encoders below them stayed frozen.
+
+| fact | |
+|---|---|
+| Model | `fusemix_lite.FusionModel`: {depth} residual block a modality, then a shared space of {shared_dim} dimensions |
+| Encoders | {encoders} |
+| Parameters | {parameters:.2f} million, all of them trained |
+| File | {megabytes:.2f} MB, fp16 safetensors, computed in fp32 |
+| Licence | MIT |
+
+```python
+from fusemix_lite import SearchIndex
+
+index = SearchIndex.shipped("{pair}")
+index.search("{query}")
+```
+
+## How it was trained
+
+**Data.** {items[train]:,} scenes of `{pair}/train` of Sounding Scenes with {captions} captions each; the {items[val]:,} of
+`{pair}/val` chose dropout and step.
+
+**Recipe.** FuseMix: {options[steps]:,} steps of {options[batch_size]} mixed pairs with AdamW at {options[lr]:g}, seed {seed}.
+Of dropout {tried}, {options[dropout]:g} was kept (in brackets: mean of the six validation recalls in %).
+`python -m fusemix_lite.pretrain {name}` does it again, in a minute on one CPU thread.
+
+## What it can do
+
+Recall on the validation scenes, in %: the share of queries whose match is among the first k. Since these scenes chose the
+model, new ones may give a little less. Guessing is a ranking drawn by lot.
+
+| query | R@1 | R@5 | R@10 |
+|---|--:|--:|--:|
+{recall}
+
+## Limits
+
+- It stands on [{x_encoder}]({x_encoder}.md) and [{y_encoder}]({y_encoder}.md) and shares their limits: it knows one small
+  procedural world, and searches photographs, recordings or other words by accident only.
+- One seed, one recipe: for comparing methods the book's records hold many.
+- It fits these revisions of its encoders and refuses others.
+"""
+_QUERIES = {"image-text": "two red birds on the beach", "audio-text": "a slow deep drum"}
+
+
+def adapters_card(name: str) -> str:
+    """The model card of a set of adapters, in Markdown."""
+    import torch
+
+    from .workflow import guessing
+
+    folder = WEIGHTS / name
+    config, facts, sides = (json.loads((folder / f).read_text()) for f in ("config.json", "fit.json", "encoders.json"))
+    x, y = sides["names"]
+    known = sides["encoders"]
+    captions = facts["pairs"]["train"] // facts["items"]["train"]
+    owner = torch.arange(facts["items"]["val"]).repeat_interleave(captions)
+    recall = []
+    for way, by_k in facts["val"].items():
+        side = "x_to_y" if way.startswith(f"{x}_to") else "y_to_x"
+        chance = (guessing(owner, facts["items"]["val"], int(k))[side] for k in by_k)
+        recall.append(f"| {way.replace('_', ' ')} | " + " | ".join(f"{value:.1f}" for value in by_k.values()) + " |")
+        recall.append("| guessing | " + " | ".join(f"{value:.1f}" for value in chance) + " |")
+    return _ADAPTERS_CARD.format(
+        name=name,
+        pair=f"{x}-{y}",
+        x=_ITEMS[x],
+        y=_ITEMS[y],
+        x_encoder=known[x]["id"],
+        y_encoder=known[y]["id"],
+        depth=config["depth"],
+        shared_dim=config["shared_dim"],
+        encoders=" and ".join(f"{e['id']} (revision `{e['revision'][:12]}`, {e['dim']} dimensions)" for e in known.values()),
+        parameters=_parameters(folder / "model.safetensors") / 1e6,
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        query=_QUERIES[f"{x}-{y}"],
+        captions=captions,
+        tried=", ".join(f"{dropout} ({score:.1f})" for dropout, score in facts["tried"].items()),
+        recall="\n".join(recall),
+        **{key: facts[key] for key in ("items", "options", "seed")},
+    )
+
+
 def render() -> dict[str, str]:
     """File name -> text of every card."""
     return {
         "sounding-scenes.md": world_card(),
         "public-encoders.md": public_card(),
         **{f"{name}.md": encoder_card(name) for name in LITE_ENCODERS},
+        **{f"{name}.md": adapters_card(name) for name in ADAPTERS},
     }
 
 

@@ -1,9 +1,10 @@
-"""Pre-train the six lite encoders, each on one modality alone: ``python -m fusemix_lite.pretrain lite-image-a``.
+"""Everything in the package that was trained: ``python -m fusemix_lite.pretrain lite-image-a`` or ``adapters-image-text``.
 
-No encoder ever sees a pair of modalities. Images and sounds: two mildly augmented views of an item attract each other and
-repel the other items (SimCLR, Chen et al. 2020); the stronger encoder of a modality also learns to name tags, as encoders
-supervised on ImageNet or AudioSet do. Text: words left out are predicted from the rest of the caption. The weights in the
-package come from the recipes below.
+The six lite encoders are pre-trained each on one modality alone: none ever sees a pair of modalities. Images and sounds: two
+mildly augmented views of an item attract each other and repel the other items (SimCLR, Chen et al. 2020); the stronger encoder
+of a modality also learns to name tags, as encoders supervised on ImageNet or AudioSet do. Text: words left out are predicted
+from the rest of the caption. Two sets of adapters then align such encoders on pairs, so that a search works at once. The
+weights in the package come from the recipes below.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .datasets import SoundingScenes
-from .encoders import WEIGHTS
+from .encoders import WEIGHTS, resolve_encoder
 from .losses import symmetric_infonce
 from .scenes import BACKGROUNDS, COLOURS, KINDS, Scene
 from .torchvision_fix import import_torchvision_safely
@@ -36,6 +37,19 @@ RECIPES = {
     "lite-audio-b": {"items": 10_000, "batch": 128, "steps": 200, "lr": 1e-3, "tags": False},
     "lite-text-a": {"items": 20_000, "batch": 256, "steps": 1_500, "lr": 3e-3},
     "lite-text-b": {"items": 20_000, "batch": 192, "steps": 1_500, "lr": 1e-3},
+}
+
+# The scale of the profile "lite" and of the book's records; which dropout, the validation items say.
+ADAPTERS = {
+    f"adapters-{pair}": {
+        "pair": pair,
+        "encoders": {pair.split("-")[0]: f"lite-{pair.split('-')[0]}-a", "text": "lite-text-a"},
+        "items": 8_000,
+        "val_items": 1_000,
+        "dropouts": (0.2, 0.4),
+        "options": {"augment": "fusemix", "steps": 600, "batch_size": 256, "lr": 1e-3, "shared_dim": 128, "depth": 1},
+    }
+    for pair in ("image-text", "audio-text")
 }
 
 
@@ -284,18 +298,65 @@ def pretrain(name: str, out: Path, seed: int = 0, **overrides) -> Path:
     return folder
 
 
+def train_adapters(name: str, out: Path, seed: int = 0, **overrides) -> Path:
+    """Fit one set of adapters to two lite encoders, once a dropout, and save the one that is best on validation items.
+
+    The folder under ``out`` is what ``fusemix-lite fit`` writes, in fp16 and without the lists of items and steps: a split
+    and a seed of Sounding Scenes say which scenes there were.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from .datasets import scene_pairs
+    from .training import fit
+    from .workflow import HISTORY, PARTS, check_model_folder, encoder_identity, save_model
+
+    folder = out / name
+    check_model_folder(folder, overwrite=True)
+    recipe = {**ADAPTERS[name], **{key: value for key, value in overrides.items() if value}}
+    options = recipe["options"] | ({"steps": recipe["steps"]} if "steps" in recipe else {})
+    sizes = {"train": recipe["items"], "val": min(recipe["val_items"], recipe["items"])}
+    worlds = {split: SoundingScenes(recipe["pair"], split, size) for split, size in sizes.items()}
+    parts = {split: scene_pairs(world, *recipe["encoders"].values()) for split, world in worlds.items()}
+    results = {p: fit(parts["train"], parts["val"], dropout=p, seed=seed, device="cpu", **options) for p in recipe["dropouts"]}
+
+    def score(dropout: float) -> float:
+        return max(entry.get("val_mean", 0.0) for entry in results[dropout].history)
+
+    best = max(results, key=score)
+    facts = {
+        "source": ", ".join(world.id for world in worlds.values()),
+        "dataset": "",
+        "items": {part: pairs.n_items for part, pairs in parts.items()},
+        "pairs": {part: len(pairs) for part, pairs in parts.items()},
+        "options": options | {"dropout": best},
+        "tried": {str(dropout): round(score(dropout), 2) for dropout in results},
+        "seed": seed,
+    }
+    dims = parts["train"].dims
+    encoders = {m: encoder_identity(resolve_encoder(e), e, dims[m]) for m, e in recipe["encoders"].items()}
+    save_model(folder, results[best], encoders, facts, parts)
+    weights = folder / "model.safetensors"
+    save_file({key: tensor.half() for key, tensor in load_file(weights).items()}, weights)
+    weights.chmod(0o644)  # it goes into a package, and the library writes for its user alone
+    for file in (PARTS, HISTORY, "README.md"):
+        (folder / file).unlink(missing_ok=True)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("encoders", nargs="+", choices=list(RECIPES), help="which to train")
+    known = [*RECIPES, *ADAPTERS]
+    parser.add_argument("names", nargs="+", choices=known, metavar="NAME", help=f"which to train: {', '.join(known)}")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the folders go (default: into the package)")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
-    parser.add_argument("--items", type=int, help="unlabelled items (default: the recipe's)")
+    parser.add_argument("--items", type=int, help="items to learn from (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="one thread with bf16 beat two with fp32 on a busy laptop")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for name in args.encoders:
-        print(pretrain(name, args.out, args.seed, steps=args.steps, items=args.items))
+    for name in args.names:
+        make = train_adapters if name in ADAPTERS else pretrain
+        print(make(name, args.out, args.seed, steps=args.steps, items=args.items))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Pre-training: every recipe runs, learns something, and leaves a folder that the ordinary loader takes."""
 
+import json
+
 import pytest
 import torch
 
-from fusemix_lite import SoundingScenes, load_encoder, pretrain
-from fusemix_lite.encoders import LITE_ENCODERS, WEIGHTS
+from fusemix_lite import FuseMixLiteError, SoundingScenes, load_encoder, pretrain, retrieval, scene_pairs
+from fusemix_lite.encoders import LITE_ENCODERS, WEIGHTS, resolve_encoder
+from fusemix_lite.searching import load_for_search
 
 FIELD = {"image": "image", "text": "text", "audio": "audio"}
 
@@ -45,5 +48,41 @@ def test_tags_are_of_one_modality():
 
 def test_shipped_weights_fit_the_budget():
     total = sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file())
-    assert {folder.name for folder in WEIGHTS.iterdir()} == set(LITE_ENCODERS)
+    assert {folder.name for folder in WEIGHTS.iterdir()} == {*LITE_ENCODERS, *pretrain.ADAPTERS}
     assert total < 20e6, f"{total / 1e6:.1f} MB"
+
+
+def test_adapters_are_made_by_one_call_and_load(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSEMIX_LITE_CACHE", str(tmp_path / "cache"))
+    folder = pretrain.train_adapters("adapters-image-text", tmp_path, items=120, steps=2)
+    model, encoders = load_for_search(folder)
+    assert encoders == {"image": "lite-image-a", "text": "lite-text-a"} and model.in_dims == {"image": 192, "text": 128}
+    assert set(json.loads((folder / "fit.json").read_text())["tried"]) == {"0.2", "0.4"}
+    assert {file.name for file in folder.iterdir()} == {"config.json", "encoders.json", "fit.json", "model.safetensors"}
+
+
+def test_adapters_do_not_go_where_something_else_is(tmp_path):
+    (tmp_path / "adapters-audio-text").mkdir()
+    (tmp_path / "adapters-audio-text" / "mine.txt").touch()
+    with pytest.raises(FuseMixLiteError, match="in use"):
+        pretrain.train_adapters("adapters-audio-text", tmp_path, items=120, steps=1)
+
+
+@pytest.mark.parametrize("name", pretrain.ADAPTERS)
+def test_shipped_adapters_fit_the_shipped_encoders(name):
+    recorded = json.loads((WEIGHTS / name / "encoders.json").read_text())["encoders"]
+    for modality, encoder in recorded.items():
+        now = resolve_encoder(encoder["name"])
+        assert now.modality == modality and encoder["revision"] == now.revision
+        assert encoder["preprocessing_hash"] == now.preprocessing_hash
+
+
+@pytest.mark.parametrize("name", pretrain.ADAPTERS)
+def test_shipped_adapters_find_new_scenes(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSEMIX_LITE_CACHE", str(tmp_path))
+    recipe = pretrain.ADAPTERS[name]
+    test = scene_pairs(SoundingScenes(recipe["pair"], "test", 60), *recipe["encoders"].values(), progress=False)
+    model, _ = load_for_search(WEIGHTS / name)
+    found, lost = retrieval(model, test), retrieval(model, test.shuffled())
+    assert all(by_k[1] > 50 and by_k[10] > 90 for by_k in found.values()), found  # guessing: 1.7 and 16
+    assert all(by_k[1] < 20 for by_k in lost.values()), lost

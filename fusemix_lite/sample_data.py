@@ -1,0 +1,112 @@
+"""Sounding Scenes as files: a folder as a reader's own pairs would be, with media files and a table of captions."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from .datasets import WORLD_VERSION, SoundingScenes
+from .errors import FuseMixLiteError
+
+MEDIA = {"image-text": ("image", "png"), "audio-text": ("audio", "ogg")}  # pair set -> modality, kind of file
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+MARKER, TABLE = "sounding-scenes.json", "captions.csv"
+
+
+def write_scenes(
+    out: str | Path,
+    pair: str = "image-text",
+    items: int = 1000,
+    split: str | None = None,
+    captions: int = 5,
+    noise: float = 0.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict:
+    """Write scenes to a folder: pictures as PNG or sounds as Ogg, and ``captions.csv`` (image or audio, text, split).
+
+    Without ``split`` the folder holds all three of them, 80 / 10 / 10 % of the items, and the table a column that says which;
+    with it the column is left out. A pass that was stopped goes on where it stood. The table is written last, so a folder
+    with a table is whole.
+
+    Returns what was asked for, with the number of files written now (``written``).
+
+    Raises FuseMixLiteError for a knob out of range, and if ``out`` holds anything else.
+    """
+    if pair not in MEDIA:
+        raise FuseMixLiteError(f"no pairs {pair!r} in Sounding Scenes; there are {', '.join(MEDIA)}")
+    if items < (1 if split else 10):
+        raise FuseMixLiteError(f"items = {items}: give 10 or more for three splits, or name one split")
+    counts = {split: items} if split else {name: round(items * share) for name, share in SHARES.items()}
+    if not split:
+        counts["train"] = items - counts["val"] - counts["test"]
+    worlds = [SoundingScenes(pair, part, n, captions, noise, seed=seed) for part, n in counts.items()]
+    modality, suffix = MEDIA[pair]
+    asked = {"world": f"sounding-scenes-v{WORLD_VERSION}", "pair": pair, "items": items, "split": split}
+    asked |= {"captions": captions, "noise": noise, "seed": seed}
+    out = Path(out)
+    _claim(out, asked)
+    (out / modality).mkdir(exist_ok=True)
+
+    rows, written = [], 0
+    for world, index in _tqdm([(w, i) for w in worlds for i in range(len(w))], pair, progress):
+        name = f"{modality}/{world.split}-{index:06d}.{suffix}"
+        if not (out / name).exists():
+            content = _png(world.image(index)) if modality == "image" else _ogg(world.audio(index))
+            _write_aside(out / name, content)
+            written += 1
+        part = () if split else (world.split,)
+        rows += [(name, world.caption(index, k), *part) for k in range(captions)]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([(modality, "text", *(() if split else ("split",))), *rows])
+    _write_aside(out / TABLE, table.getvalue().encode())
+    return {**asked, "media": modality, "parts": counts, "rows": len(rows), "written": written}
+
+
+def _claim(out: Path, asked: dict) -> None:
+    """Make the folder ours by a marker file, or find that it is: the same request, or nothing at all."""
+    if out.exists() and not out.is_dir():
+        raise FuseMixLiteError(f"{out} is a file: choose a new folder")
+    marker = out / MARKER
+    if marker.is_file():
+        try:
+            found = json.loads(marker.read_text("utf-8"))
+        except ValueError:
+            found = None
+        if found != asked:
+            raise FuseMixLiteError(f"{out} holds other scenes (see {marker}): choose a new folder, or ask for the same")
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise FuseMixLiteError(f"{out} is in use (it holds {sorted(out.iterdir())[0].name}): choose a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_aside(marker, (json.dumps(asked, indent=1) + "\n").encode())
+
+
+def _write_aside(file: Path, content: bytes) -> None:
+    aside = file.with_name(file.name + ".tmp")
+    aside.write_bytes(content)
+    os.replace(aside, file)
+
+
+def _png(image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _ogg(audio) -> bytes:
+    import soundfile
+
+    from .scene_audio import RATE
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio, RATE, format="OGG", subtype="VORBIS")
+    return buffer.getvalue()
+
+
+def _tqdm(items: list, label: str, progress: bool) -> Iterable:
+    from tqdm import tqdm
+
+    return tqdm(items, desc=f"writing {label}", unit=" items", disable=not progress)

@@ -1,0 +1,457 @@
+"""From a reader's own files to a number, in three steps that the command line also takes: extract, train, evaluate.
+
+    from fusemix_lite import workflow
+
+    workflow.extract_pairs("my-pairs", "my-latents")                       # frozen encoders, once
+    workflow.train(workflow.open_latents("my-latents"), "my-model")        # adapters, selected on validation items
+    workflow.evaluate("my-model", workflow.open_latents("my-latents"))     # recall on items held out from both
+
+A folder of latents is one `LatentStore` a modality and ``pairs.json``. A folder of a model is what `save_pretrained` writes
+and beside it ``encoders.json`` (which encoder every latent came from), ``parts.json`` (which item was in which part),
+``fit.json`` and ``history.json``. All of it is safetensors and JSON.
+"""
+
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import FuseMixLiteError
+
+if TYPE_CHECKING:
+    from .pairs import LatentPairs
+    from .training import FitResult
+
+FORMAT = "fusemix-lite pairs"
+PAIRS, ENCODERS, PARTS, FIT, HISTORY = "pairs.json", "encoders.json", "parts.json", "fit.json", "history.json"
+LITE = {"image": "lite-image-a", "audio": "lite-audio-a", "text": "lite-text-a"}  # the encoders that ship
+FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
+KS = (1, 5, 10)
+_ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Paired latents by part, and where they come from.
+
+    Attributes:
+        parts: "train", "val", "test" and whatever else a split names; {"all": pairs} where nothing says.
+        encoders: by modality what is known of its encoder: ``name``, ``id``, ``revision``, ``preprocessing_hash``, ``dim``;
+            None for what nobody knows, as of latents that somebody else made.
+        source: what they were opened from, for messages.
+        dataset: the files behind them, where they still are as they were.
+        dataset_id: names the files that the latents were made from ("" for arrays).
+    """
+
+    parts: dict[str, "LatentPairs"]
+    encoders: dict[str, dict]
+    source: str
+    dataset: Any = None
+    dataset_id: str = ""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return next(iter(self.parts.values())).names
+
+
+def encoder_identity(source, name: str | Path | None = None, dim: int | None = None) -> dict:
+    """What is kept of an encoder (an `EncoderSource`, or the `origin` of a store) beside latents and adapters."""
+    where = str(Path(name).resolve()) if name and Path(name).is_dir() else str(name) if name else None
+    get = source if isinstance(source, dict) else vars(source)
+    return {
+        "name": where,  # what `load_encoder` takes
+        "id": get.get("id") or get.get("encoder_id") or None,
+        "revision": get.get("revision") or get.get("encoder_revision") or None,
+        "preprocessing_hash": get.get("preprocessing_hash") or None,
+        "dim": dim,
+    }
+
+
+def extract_pairs(
+    source: str | Path,
+    out: str | Path,
+    encoders: dict[str, str | Path] | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+    progress: bool = True,
+) -> dict:
+    """Encode both modalities of `source` (a table or a folder, see `read_pairs`) into the folder `out`.
+
+    `encoders` names one a modality; the lite ones are used otherwise. A pass that was stopped goes on where it stood.
+
+    Returns what pairs.json holds, with ``rows`` and ``left_out`` (the count, and the list's path) by modality.
+
+    Raises FuseMixLiteError for a source or encoder that cannot be used, and if `out` holds anything else.
+    """
+    from .encoders import resolve_encoder
+    from .extraction import extract
+    from .files import read_pairs
+
+    out, encoders = Path(out), dict(encoders or {})
+    asked = [modality for modality in encoders if modality != "text"]
+    dataset = read_pairs(source, *asked)
+    media = dataset.media
+    if asked and asked != [media]:
+        raise FuseMixLiteError(f"{source} holds {media} files, not {asked[0]}: name an encoder with --{media}")
+    known = _read_json(out / PAIRS) if (out / PAIRS).exists() else {"media": media}
+    if known.get("media") != media:
+        raise FuseMixLiteError(f"{out} holds latents of {known.get('media')} pairs: choose another folder")
+    modalities = [media, "text"] if len(dataset.fields("text")[0]) else [media]
+    chosen = {modality: encoders.get(modality, LITE[modality]) for modality in modalities}
+    found = {modality: resolve_encoder(name) for modality, name in chosen.items()}
+    for modality, encoder in found.items():
+        if encoder.modality != modality:
+            raise FuseMixLiteError(f"encoder {encoder.id} takes {encoder.modality}, not {modality}: name another one")
+    stores = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\d+ of \d+ items left out")  # said below, of both modalities at once
+        for modality, name in chosen.items():
+            stores[modality] = extract(dataset, name, out / modality, batch_size, device, progress)
+    content = {
+        "format": FORMAT,
+        "version": 1,
+        "source": str(Path(source).resolve()),
+        "dataset": dataset.id,
+        "media": media,
+        "items": len(dataset.items),
+        "captions": len(dataset.captions),
+        "encoders": {m: encoder_identity(found[m], chosen[m], stores[m].dim) for m in modalities},
+        "split": dict(zip(dataset.items, dataset.splits, strict=True)) if dataset.splits else None,
+    }
+    _write_json(out / PAIRS, content)
+    left_out = {m: {"count": len(s.quarantine), "list": str(s.path / "quarantine.json")} for m, s in stores.items()}
+    return {**content, "rows": {m: len(store) for m, store in stores.items()}, "left_out": left_out}
+
+
+def open_latents(folder: str | Path) -> Latents:
+    """Open what `extract_pairs` wrote. Items that were left out are in no part.
+
+    Raises FuseMixLiteError for a folder that is not, or not all, there, and for one without captions.
+    """
+    from .files import read_pairs, split_items
+    from .pairs import LatentPairs
+    from .store import LatentStore
+
+    folder = Path(folder)
+    content = read_pairs_json(folder)
+    media, encoders = content["media"], content["encoders"]
+    if "text" not in encoders:
+        raise FuseMixLiteError(f"{folder} holds {media} latents without captions: a gallery to search in, no pairs")
+    stores = {modality: LatentStore.open(folder / modality) for modality in (media, "text")}
+    for modality, store in stores.items():
+        expected = {key: encoders[modality][key] for key in ("id", "revision", "preprocessing_hash")}
+        own = encoder_identity(store.origin)
+        if expected != {key: own[key] for key in expected} or store.origin.dataset_id != content["dataset"]:
+            raise FuseMixLiteError(f"{store.path} is not of the same pass as {folder / PAIRS}: run extract again")
+    pairs = LatentPairs.from_stores(stores[media], stores["text"])
+    dataset = None
+    try:
+        found = read_pairs(content["source"], media)
+        dataset = found if found.id == content["dataset"] else None
+    except FuseMixLiteError:
+        pass  # the files are gone or have changed; their latents have not
+    if content["split"] is None:
+        return Latents({"all": pairs}, encoders, str(folder), dataset, content["dataset"])
+    split = _Split(list(content["split"]), list(content["split"].values()))
+    return Latents(split_items(pairs, split), encoders, str(folder), dataset, content["dataset"])
+
+
+def open_arrays(
+    x: str | Path,
+    y: str | Path,
+    owner: str | Path | None = None,
+    split: str | Path | None = None,
+    names: Sequence[str] = ("image", "text"),
+) -> Latents:
+    """Latents that somebody else made: FILE.safetensors:KEY, FILE.npy or stores; see `load_latent_pairs`."""
+    from .arrays import load_latent_pairs
+    from .pairs import LatentPairs
+    from .store import LatentStore
+
+    parts = load_latent_pairs(x, y, owner, split, tuple(names))
+    if set(parts) == {"all"} and parts["all"].item_ids is None:  # row numbers tell held-out items apart as well
+        pairs = parts["all"]
+        ids = [str(row) for row in range(pairs.n_items)]
+        parts = {"all": LatentPairs(pairs.x, pairs.y, pairs.owner, pairs.names, ids)}
+    encoders = {}
+    for name, spec in zip(names, (x, y), strict=True):
+        dim = next(iter(parts.values())).dims[name]
+        origin = LatentStore.open(spec).origin if Path(spec).is_dir() else {}
+        encoders[name] = {**encoder_identity(origin, getattr(origin, "encoder_id", None), dim), "array": str(spec)}
+    return Latents(parts, encoders, f"{x} and {y}")
+
+
+def parts_to_train(latents: Latents, fractions: dict[str, float] = FRACTIONS, seed: int = 0) -> dict[str, "LatentPairs"]:
+    """Parts "train" and "val", and "test" where there is one: as the data say, else drawn by item.
+
+    Where the data name parts but none to select on, a share of "train" as large as `fractions` says becomes "val".
+    """
+    from .files import split_items
+
+    parts = {_ALIASES.get(name, name): pairs for name, pairs in latents.parts.items()}
+    if set(parts) == {"all"}:
+        _enough(parts["all"].n_items, fractions, latents.source)
+        return split_items(parts["all"], None, fractions, seed)
+    if "train" not in parts:
+        raise FuseMixLiteError(f'{latents.source}: no part "train" to learn from; there are {", ".join(parts)}')
+    if "val" not in parts:
+        share = fractions.get("val", 0.1) / (fractions.get("train", 0.8) + fractions.get("val", 0.1))
+        shares = {"train": 1 - share, "val": share}
+        _enough(parts["train"].n_items, shares, latents.source)
+        warnings.warn(f'no part "val": {share:.0%} of the training items are held out to select on', stacklevel=2)
+        parts |= parts["train"].split(shares, seed)
+    return parts
+
+
+def train(
+    latents: Latents,
+    out: str | Path,
+    fractions: dict[str, float] = FRACTIONS,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+    **options,
+) -> dict:
+    """Fit adapters on the training items, select on the validation items, save everything to the folder `out`.
+
+    `options` are those of `fusemix_lite.fit`. Returns what fit.json holds.
+
+    Raises FuseMixLiteError as `fit` does, and if `out` is in use (a model is replaced with `overwrite` only).
+    """
+    from .training import fit
+
+    out = Path(out)
+    check_model_folder(out, overwrite)
+    parts = parts_to_train(latents, fractions, seed)
+    result = fit(parts["train"], parts["val"], seed=seed, progress=progress, **options)
+    facts = {
+        "source": latents.source,
+        "dataset": latents.dataset_id,
+        "items": {name: pairs.n_items for name, pairs in parts.items()},
+        "pairs": {name: len(pairs) for name, pairs in parts.items()},
+        "fractions": fractions if set(latents.parts) == {"all"} else None,
+        "options": options,
+        "seed": seed,
+    }
+    return save_model(out, result, latents.encoders, facts, parts)
+
+
+def save_model(out: Path, result: "FitResult", encoders: dict[str, dict], facts: dict, parts: dict) -> dict:
+    """Write a fitted model and all that has to be known to use and to judge it. Returns what fit.json holds."""
+    best = next((entry for entry in result.history if entry["step"] == result.best_step and "val" in entry), {})
+    content = {
+        **facts,
+        "best_step": result.best_step,
+        "val_mean": best.get("val_mean"),
+        "val": best.get("val"),
+        "seconds": round(result.seconds, 1),
+        "made": time.strftime("%Y-%m-%d"),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("fusemix-lite", "torch", "numpy")},
+        },
+    }
+    result.model.cpu().save_pretrained(out)
+    _write_json(out / ENCODERS, {"names": list(encoders), "encoders": encoders})
+    ids = {name: list(pairs.item_ids) for name, pairs in parts.items() if pairs.item_ids is not None}
+    _write_json(out / PARTS, {"dataset": facts.get("dataset", ""), "parts": ids})
+    _write_json(out / HISTORY, result.history)
+    _write_json(out / FIT, content)
+    return content
+
+
+def check_model_folder(out: str | Path, overwrite: bool = False) -> None:
+    """Raise FuseMixLiteError where a model cannot go: before minutes of training, not after them."""
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise FuseMixLiteError(f"{out} is a file: choose a new folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / FIT).is_file():
+        raise FuseMixLiteError(f"{out} is in use (it holds {sorted(out.iterdir())[0].name}): choose a new folder")
+    if not overwrite:
+        raise FuseMixLiteError(f"{out} holds a model already: choose a new folder, or give --overwrite")
+
+
+def load_model(folder: str | Path):
+    """The `FusionModel` of a folder and what encoders.json says of its encoders, by modality."""
+    from .adapters import FusionModel
+
+    model = FusionModel.from_pretrained(Path(folder))
+    content = _read_json(Path(folder) / ENCODERS)
+    encoders = content.get("encoders")
+    if not isinstance(encoders, dict) or encoders.keys() != model.in_dims.keys():
+        raise FuseMixLiteError(f"{Path(folder) / ENCODERS} does not name an encoder for {', '.join(model.in_dims)}: fit again")
+    return model, encoders
+
+
+def evaluate(
+    folder: str | Path, latents: Latents, part: str | None = None, seed: int = 0, resamples: int = 1000, device: str = "auto"
+) -> dict:
+    """Recall@1, 5 and 10 both ways with 95 % intervals over items, beside blind guessing, and the modality gap.
+
+    `part` None is what was held out: of the data that the model was fitted to its recorded test items, of other data their
+    own test items, or everything where they have none. "all" is refused where that would hold training items.
+
+    Returns ``{"part", "items", "captions", "recall": {"image_to_text": {1: {"mean", "low", "high", "guessing"}}}, …}``.
+
+    Raises FuseMixLiteError where latents come from another encoder than the model was fitted to, or a part is not there.
+    """
+    import torch
+
+    from .metrics import cluster_bootstrap, embed_rows, modality_gap, ranks
+
+    model, encoders = load_model(folder)
+    check_encoders(folder, encoders, latents)
+    part, pairs, known = held_out(folder, latents, part)
+    a, b = pairs.names
+    model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    u, v = embed_rows(model, a, pairs.x).cpu(), embed_rows(model, b, pairs.y).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    recall = {}
+    clusters = {"x_to_y": pairs.owner.unique(), "y_to_x": pairs.owner}
+    for way, rank in ranks(u, v, pairs.owner).items():
+        by_k = {}
+        for k in KS:
+            found = cluster_bootstrap(100.0 * (rank <= k), clusters[way], resamples=resamples, generator=generator)
+            by_k[k] = {**found._asdict(), "guessing": guessing(pairs.owner, pairs.n_items, k)[way]}
+        recall[f"{a}_to_{b}" if way == "x_to_y" else f"{b}_to_{a}"] = by_k
+    return {
+        "model": str(folder),
+        "latents": latents.source,
+        "part": part,
+        "recorded": known,
+        "items": pairs.n_items,
+        "captions": len(pairs),
+        "recall": recall,
+        "modality_gap": modality_gap(u, v),
+        "resamples": resamples,
+        "seed": seed,
+    }
+
+
+def guessing(owner, n_items: int, k: int) -> dict[str, float]:
+    """Recall@k in percent of a ranking drawn by lot, for queries as in `metrics.ranks`: hypergeometric, exact."""
+    counts = owner.unique(return_counts=True)[1].double()  # captions of each item that has any
+    rows, missed = len(owner), counts.new_ones(len(counts))
+    for drawn in range(min(k, rows)):
+        missed *= ((rows - drawn - counts) / (rows - drawn)).clamp(min=0)
+    return {"x_to_y": 100 * (1 - missed.mean().item()), "y_to_x": 100 * min(k, n_items) / n_items}
+
+
+def held_out(folder: str | Path, latents: Latents, part: str | None = None) -> tuple[str, "LatentPairs", bool]:
+    """The pairs to judge a model on: their part's name, the pairs, and whether the model's own record tells it."""
+    record = _read_json(Path(folder) / PARTS)
+    recorded = {name: set(ids) for name, ids in record.get("parts", {}).items()}
+    every = [(pairs, row) for pairs in latents.parts.values() for row in range(pairs.n_items)]
+    ids = {pairs.item_ids[row]: (pairs, row) for pairs, row in every if pairs.item_ids is not None}
+    seen = recorded.get("train", set()) | recorded.get("val", set())
+    same = bool(ids.keys() & seen)
+    if same and part == "all" and record.get("dataset") == latents.dataset_id:
+        raise FuseMixLiteError(f"{latents.source}: {len(ids.keys() & seen)} items shaped the model; use --part test")
+    if same and part != "all":  # by item id: never by a split that is drawn again
+        part = part or "test"
+        wanted = recorded.get(part, set())
+        if not wanted & ids.keys():
+            raise FuseMixLiteError(f"no item of part {part!r} in {latents.source}; {folder} knows {', '.join(recorded)}")
+        return part, _gather(latents, wanted), True
+    named = {_ALIASES.get(name, name): pairs for name, pairs in latents.parts.items()}
+    part = part or ("test" if "test" in named else "all")
+    if part == "all":
+        return part, _gather(latents, None), False
+    if part not in named:
+        raise FuseMixLiteError(f"{latents.source} has no part {part!r}; there are {', '.join(named)}")
+    return part, named[part], False
+
+
+def check_encoders(folder: str | Path, encoders: dict[str, dict], latents: Latents) -> None:
+    """Raise FuseMixLiteError unless the latents are of the encoders that the model was fitted to, as far as is known."""
+    if tuple(encoders) != latents.names:
+        own, other = (" and ".join(names) for names in (encoders, latents.names))
+        raise FuseMixLiteError(f"{folder} aligns {own}, {latents.source} holds {other}")
+    for modality, known in encoders.items():
+        own = latents.encoders[modality]
+        for key in ("revision", "preprocessing_hash"):
+            if known.get(key) and own.get(key) and known[key] != own[key]:
+                what = f"{modality} latents of {latents.source} come from {own['id']} ({key} {own[key][:12]})"
+                fitted = f"{folder} was fitted to {known['id']} ({known[key][:12]})"
+                raise FuseMixLiteError(f"{what}, {fitted}: extract again with that one, or fit again")
+        if known["dim"] != own["dim"]:
+            what = f"{modality} latents of {latents.source} have {own['dim']} dimensions"
+            raise FuseMixLiteError(f"{what}, {folder} takes {known['dim']}: they come from another encoder")
+
+
+def read_pairs_json(folder: str | Path) -> dict:
+    """What `extract_pairs` wrote about a folder of latents, checked."""
+    file = Path(folder) / PAIRS
+    if not file.is_file():
+        raise FuseMixLiteError(f"{file} is missing: no latents, or not finished (run extract again to go on)")
+    content = _read_json(file)
+    keys = {"source": str, "dataset": str, "media": str, "encoders": dict}
+    if content.get("format") != FORMAT or content.get("version") != 1:
+        raise FuseMixLiteError(f'{file} is not of format "{FORMAT}", version 1: extract again')
+    if not all(isinstance(content.get(key), kind) for key, kind in keys.items()) or content["media"] not in content["encoders"]:
+        raise FuseMixLiteError(f"{file} is broken: extract again")
+    if not isinstance(content.get("split"), dict | None) or content["media"] not in ("image", "audio"):
+        raise FuseMixLiteError(f"{file} is broken: extract again")
+    return content
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The split column of files that may be gone, as `split_items` takes it."""
+
+    items: list[str]
+    splits: list[str]
+
+
+def _gather(latents: Latents, wanted: set[str] | None) -> "LatentPairs":
+    """The items of these ids (None: all) out of every part, as one set of pairs."""
+    import torch
+
+    from .pairs import LatentPairs
+
+    taken = []
+    for pairs in latents.parts.values():
+        rows = [row for row in range(pairs.n_items) if wanted is None or pairs.item_ids[row] in wanted]
+        if rows:
+            taken.append(pairs.take(rows) if len(rows) < pairs.n_items else pairs)
+    if len(taken) == 1:
+        return taken[0]
+    starts = torch.tensor([0, *(pairs.n_items for pairs in taken)]).cumsum(0)
+    return LatentPairs(
+        torch.cat([pairs.x for pairs in taken]),
+        torch.cat([pairs.y for pairs in taken]),
+        torch.cat([pairs.owner + start for pairs, start in zip(taken, starts, strict=False)]),
+        taken[0].names,
+        None if taken[0].item_ids is None else [item for pairs in taken for item in pairs.item_ids],
+    )
+
+
+def _enough(items: int, fractions: dict[str, float], source: str) -> None:
+    if min(round(items * share) for share in fractions.values()) < 1:
+        raise FuseMixLiteError(f"{source}: {items} items are too few for parts of {', '.join(map(str, fractions.values()))}")
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise FuseMixLiteError(f"{file} is missing: make the folder again with fit") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FuseMixLiteError(f"{file} cannot be read ({error}): make it again") from None
+    if not isinstance(content, dict):
+        raise FuseMixLiteError(f"{file} holds no JSON object: make it again")
+    return content
+
+
+def _write_json(file: Path, content: Any) -> None:
+    aside = file.with_name(file.name + ".tmp")
+    aside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, file)
