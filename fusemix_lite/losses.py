@@ -18,7 +18,7 @@ def symmetric_infonce(u: Tensor, v: Tensor, temperature: Tensor | float) -> Tens
         temperature: positive scalar that divides the cosine similarities.
 
     Returns:
-        Scalar in nats: 0 at best, log(B) where all embeddings are alike.
+        A scalar in nats, 0 at best and log(B) where all embeddings are alike.
 
     Raises:
         FuseMixLiteError: `u` and `v` differ in shape or are not matrices.

@@ -24,7 +24,11 @@ class LatentPairs:
         item_ids: N names of the items, kept with them.
 
     Attributes:
-        x, y: float32 CPU tensors. owner: (M,) int64. names, item_ids: tuples (item_ids may be None).
+        x: (N, dx) float32 tensor on the CPU.
+        y: (M, dy), likewise.
+        owner: (M,) int64.
+        names: the two modalities.
+        item_ids: N names, or None.
 
     Raises:
         FuseMixLiteError: anything empty, of the wrong shape, not finite, or an owner out of range.

@@ -11,6 +11,7 @@ import pytest
 
 from tools.book import build_html, stage
 from tools.notebooks import MACHINE_PATH, ROOT, chapters, read, repository_address, toc_documents
+from tools.students import ARCHIVE
 
 CHAPTERS = chapters()
 RESOURCES = {"script": "src", "img": "src", "audio": "src", "video": "src", "source": "src", "iframe": "src"}
@@ -128,6 +129,45 @@ def test_search_knows_every_chapter(built):
     assert len(index["terms"]) > 50
 
 
+def test_every_public_name_is_explained_and_listed_by_step(built, pages):
+    import fusemix_lite
+
+    reference = {path.name: page for path, page in pages.items() if path.name.startswith("api")}
+    explained = {anchor for page in reference.values() for anchor in page.anchors}
+    listed = {address.partition("#")[2] for address in reference["api.html"].links}
+    for name in fusemix_lite.__all__:
+        assert f"fusemix_lite.{name}" in explained, f"{name} is missing on the pages book/reference/api-*.md"
+        assert f"fusemix_lite.{name}" in listed, f"{name} is missing in the overview, book/reference/api.md"
+
+
+def test_the_reference_shows_no_full_module_paths(built):
+    for path in (built / "book/reference").glob("api*.html"):
+        signatures = re.findall(r'<dt class="sig.*?</dt>', path.read_text(), re.DOTALL)
+        text = " ".join(re.sub(r"<[^>]+>", "", signature) for signature in signatures)
+        assert not re.findall(r"\b(?:torch|numpy|pathlib|fusemix_lite|collections)\.[\w.]+", text), path.name
+
+
+def test_notebooks_for_students_can_be_had(built, pages):
+    page = next(page for path, page in pages.items() if path.name == "teaching.html")
+    offered = {Path(address).name for address in page.links if "_downloads/" in address}
+    assert offered == {chapter.name for chapter in CHAPTERS} | {ARCHIVE}
+
+
+def test_without_measured_times_the_page_says_so(built):
+    assert "without running them" in (built / "book/reference/running.html").read_text()
+
+
+def test_every_reference_is_in_the_bibliography(built):
+    text = (built / "book/bibliography.html").read_text()
+    entries = re.findall(r"^@\w+{(.+),$", (ROOT / "references.bib").read_text(), re.MULTILINE)
+    assert len(set(entries)) == len(entries) == text.count('class="citation"')
+
+
+def test_the_issue_button_names_the_page(built):
+    page = (built / "book/03-fusemix.html").read_text()
+    assert f"{repository_address()}/issues/new?title=Issue%20on%20page%20%2Fbook/03-fusemix.html" in page
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_colab_button_points_at_the_notebook(built, chapter):
     owner_and_name = urlsplit(repository_address()).path
@@ -147,9 +187,7 @@ def test_another_address_replaces_the_placeholder_everywhere(tmp_path):
 
 def test_the_address_stands_in_one_place():
     holding = {path for path in repository_files() if repository_address().encode() in path.read_bytes()}
-    assert holding - set(CHAPTERS) <= {ROOT / "pyproject.toml"}, (
-        "the chapters' setup cells are made from pyproject.toml"
-    )
+    assert holding - set(CHAPTERS) <= {ROOT / "pyproject.toml"}, "the chapters' setup cells are made from pyproject.toml"
 
 
 def test_pages_and_records_carry_no_path_of_a_machine():

@@ -5,6 +5,7 @@ Nothing is written into the work tree but by `refresh` and `address`, whose busi
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,10 +14,13 @@ import sys
 import time
 from pathlib import Path
 
+from .fragments import machine, write_fragments
 from .notebooks import ROOT, chapters, clean, project, read, repository_address, set_address, setup_source, write
+from .students import write_students
 
 BUILD = ROOT / "_build"
-PAGES = ("_config.yml", "_toc.yml", "references.bib", "book/*.md", "book/images", "book/_vendor", "data_cards/*.md")
+PAGES = ("_config.yml", "_toc.yml", "references.bib", "CHANGELOG.md", "book/*.md", "book/reference/*.md", "data_cards/*.md")
+FOLDERS = ("book/images", "book/_vendor")
 CELL_TIMEOUT = 300  # seconds
 
 #: What every chapter runs under, here and in the tests: one thread (digits and times then depend less on the machine),
@@ -80,19 +84,24 @@ def execute(source: Path, target: Path, parameters: dict | None = None, cell_tim
     return time.perf_counter() - started
 
 
-def stage(folder: Path, notebooks: list[Path], address: str) -> None:
-    """Lay out the pages and these notebooks in a fresh `folder`, with the repository's address filled in."""
+def stage(folder: Path, notebooks: list[Path], address: str, measured: dict[str, dict] | None = None) -> None:
+    """Lay out the pages and these notebooks in a fresh `folder`, with the repository's address filled in.
+
+    `measured` holds what `build` knows of each chapter's execution, by file name; without it the page of times says so.
+    The pieces that pages include, and the notebooks for students that they offer, are made here as well.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for pattern in PAGES:
         for source in ROOT.glob(pattern):
             target = folder / source.relative_to(ROOT)
-            if source.is_dir():
-                shutil.copytree(source, target)
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(source.read_text().replace("@REPO_URL@", address))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(source.read_text().replace("@REPO_URL@", address))
+    for source in FOLDERS:
+        shutil.copytree(ROOT / source, folder / source)
     shutil.copytree(ROOT / "book/_static", folder / "_static")
+    write_fragments(folder / "book/reference/_generated", address, measured or {})
+    write_students(folder / "book/reference/students", address)
     for source in notebooks:
         notebook = read(source)
         set_address(notebook, address)
@@ -126,26 +135,30 @@ def fingerprint(chapter: Path, parameters: dict) -> str:
 def build(profile: str | None, address: str, keep: bool) -> None:
     """Execute all chapters into _build/executed, one after another, and build the pages into _build/html."""
     parameters = {"profile": profile} if profile else {}
-    executed = []
+    executed, measured = [], {}
     todo = chapters()
     for i, chapter in enumerate(todo, 1):
         target = BUILD / "executed" / chapter.name
-        stamp = target.with_suffix(".sha256")
+        stamp = target.with_suffix(".json")
         key = fingerprint(chapter, parameters)
         print(f"[{i}/{len(todo)}] {chapter.stem} … ", end="", flush=True)
-        if keep and target.exists() and stamp.exists() and stamp.read_text() == key:
+        made = json.loads(stamp.read_text()) if stamp.exists() and target.exists() else {}
+        if keep and made.get("fingerprint") == key:
             print("kept")
         else:
             stamp.unlink(missing_ok=True)
             try:
-                print(f"{execute(chapter, target, parameters):.0f} s")
+                seconds = execute(chapter, target, parameters)
             except BookError:
                 print("failed")
                 raise
-            stamp.write_text(key)
+            print(f"{seconds:.0f} s")
+            made = {"fingerprint": key, "seconds": seconds, "parameters": parameters, "machine": machine()}
+            stamp.write_text(json.dumps(made, indent=1) + "\n")
         executed.append(target)
+        measured[chapter.name] = made
     print("building the pages … ", end="", flush=True)
-    stage(BUILD / "stage", executed, address)
+    stage(BUILD / "stage", executed, address, measured)
     shutil.rmtree(BUILD / "html", ignore_errors=True)
     html = build_html(BUILD / "stage", ROOT)
     print(f"done\n\nOpen {html / 'index.html'}")

@@ -1,0 +1,167 @@
+"""Pieces of pages that are made at build time, from the file that knows: nobody types them, so none can be stale.
+
+`write_fragments` puts them beside the pages of book/reference as `_generated/NAME.md`; a page includes the one it needs.
+"""
+
+import ast
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from .notebooks import ROOT, chapters, project, read
+from .students import ARCHIVE
+
+#: What a reader meets, of the 160 packages in constraints.txt.
+_SHOWN = {
+    "the module": ["torch", "torchvision", "transformers", "numpy", "scipy", "scikit-learn", "pillow", "soundfile"],
+    "figures": ["matplotlib"],
+    "the book": ["jupyter-book", "Sphinx", "sphinx-book-theme", "papermill", "ipykernel"],
+    "tests": ["pytest", "nbval", "ruff"],
+}
+
+
+def machine() -> dict:
+    """The machine and the software that a time was measured with; no name of the machine."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return {
+        "processor": found[1].strip() if found else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
+
+
+def versions() -> str:
+    """What was tested together, from constraints.txt and pyproject.toml."""
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    python = project()["requires-python"].removeprefix(">=")
+    lines = ["| for | package | version |", "|---|---|---|", f"| everything | Python | {python} or newer |"]
+    lines += [f"| {what} | {name} | {pins[name]} |" for what, names in _SHOWN.items() for name in names]
+    return "\n".join(lines) + "\n"
+
+
+def times(measured: dict[str, dict]) -> str:
+    """The table of execution times; `measured`: chapter's file name -> seconds, parameters and machine, as `build` kept it."""
+    if not measured:
+        return (
+            "This copy of the book was built from the committed notebooks, without running them, so it has no times. "
+            "`make book` measures them.\n"
+        )
+    lines = ["| chapter | seconds |", "|---|--:|"]
+    for path in chapters():
+        seconds = f"{measured[path.name]['seconds']:.0f}" if path.name in measured else "–"
+        lines.append(f"| [{title(path)}](../{path.name}) | {seconds} |")
+    lines += [f"| **all** | **{sum(at['seconds'] for at in measured.values()):.0f}** |", ""]
+    told = []  # one line, unless chapters were kept from builds on different machines
+    for at in measured.values():
+        line = (
+            "Measured on {processor}, {cores} cores, one thread a process; {system}, Python {python}, torch {torch}; "
+            "profile {profile}.".format(**at["machine"], profile=at["parameters"].get("profile", "as the chapters say (lite)"))
+        )
+        if line not in told:
+            told.append(line)
+    return "\n".join(lines + told) + "\n"
+
+
+def profiles() -> str:
+    """The scales side by side: the values in which they differ, under the names that they have in the code."""
+    from fusemix_lite.profiles import profile
+
+    shown = [vars(profile(name)) for name in ("lite", "smoke")]
+    lines = ["| value | lite | smoke |", "|---|---|---|"]
+    for key in shown[0]:
+        if key != "name" and shown[0][key] != shown[1][key]:
+            values = [", ".join(map(str, v)) if isinstance(v := at[key], tuple) else str(v) for at in shown]
+            lines.append(f"| `{key}` | {values[0]} | {values[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def title(chapter: Path) -> str:
+    return read(chapter).cells[0].source.splitlines()[0].removeprefix("# ").strip()
+
+
+def course() -> str:
+    """The chapters for a teacher: minutes, exercises, and the notebook for students (which lies beside the pages)."""
+    lines = ["| chapter | minutes to read | exercises | for students |", "|---|--:|--:|---|"]
+    for path in chapters():
+        prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+        minutes = re.search(r"(\d+)\s+minutes", prose)[1]
+        exercises = len(re.findall(r"^#+ Exercise \d", prose, re.MULTILINE))
+        link = f"{{download}}`notebook <students/{path.name}>`"
+        lines.append(f"| [{title(path)}](../{path.name}) | {minutes} | {exercises} | {link} |")
+    lines += ["", f"All of them in one file: {{download}}`{ARCHIVE} <students/{ARCHIVE}>`."]
+    return "\n".join(lines) + "\n"
+
+
+def modules(address: str) -> str:
+    """Every module of the package with the first sentence of its docstring."""
+    lines = ["| module | what it holds |", "|---|---|"]
+    for path in sorted((ROOT / "fusemix_lite").glob("*.py")):
+        if path.stem != "__init__":
+            about = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].split())
+            about = re.sub(r":\w+:`([^`]*)`", r"`\1`", about).replace("``", "`").replace("|", "\\|")
+            lines.append(f"| [`{path.stem}`]({address}/blob/main/fusemix_lite/{path.name}) | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+def head(module: str) -> str:
+    """What the head of a module says, in Markdown already; without its first sentence, which the list of modules has."""
+    text = ast.get_docstring(ast.parse((ROOT / "fusemix_lite" / f"{module}.py").read_text()))
+    return text.split("\n\n", 1)[1] + "\n"
+
+
+def citation(address: str) -> str:
+    """How to cite book and paper, from CITATION.cff."""
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (paper,) = cff["references"]
+    authors = [f"{a['family-names']}, {a['given-names']}" for a in paper["authors"]]
+    year = re.search(r"\d{4}", yaml.safe_load((ROOT / "_config.yml").read_text())["copyright"])[0]
+    book_author = " and ".join(a["name"] for a in cff["authors"])
+    return f"""\
+**The paper**, whose method this is:
+
+```bibtex
+@inproceedings{{vouitsis2024fusemix,
+  title     = {{{paper["title"]}}},
+  author    = {{{" and ".join(authors)}}},
+  booktitle = {{{paper["collection-title"]}}},
+  year      = {{{paper["year"]}}},
+  url       = {{{paper["url"]}}}
+}}
+```
+
+**This book and its module**, version {cff["version"]}:
+
+```bibtex
+@software{{fusemixlite{year},
+  title   = {{{cff["title"]}}},
+  author  = {{{{{book_author}}}}},
+  year    = {{{year}}},
+  version = {{{cff["version"]}}},
+  url     = {{{address}}}
+}}
+```
+"""
+
+
+def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> None:
+    """Write all fragments into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fragments = {
+        "versions": versions(),
+        "profiles": profiles(),
+        "times": times(measured),
+        "course": course(),
+        "modules": modules(address),
+        "files": head("files"),
+        "arrays": head("arrays"),
+        "citation": citation(address),
+    }
+    for name, text in fragments.items():
+        (folder / f"{name}.md").write_text(text)
