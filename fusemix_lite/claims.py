@@ -97,6 +97,15 @@ def effect(gain: Interval) -> Literal["leads", "trails", "makes no clear differe
     return "leads" if gain.low > 0 else "trails"
 
 
+def explains(rise: Interval, margin: float = 0.5) -> Literal["a cause", "acquitted", "open"]:
+    """What an interval says about a suspected cause of a lag, where `rise` is by how many points the lead grows once the
+    suspect is taken away: "a cause" if it surely grows, by the margin at least; "acquitted" if it surely grows by less
+    than that (an interval that merely holds 0 acquits nobody); else "open"."""
+    if rise.high < margin:
+        return "acquitted"
+    return "a cause" if rise.low > 0 and rise.mean >= margin else "open"
+
+
 def chance(metric: str, profile: Profile) -> float:
     """Recall in percent of blind guessing on the test scenes: every order of the gallery is equally likely.
 

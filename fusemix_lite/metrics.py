@@ -1,6 +1,7 @@
 """Retrieval recall with many captions to one image, its bootstrap, and the modality gap."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -22,7 +23,7 @@ def ranks(u: Tensor, v: Tensor, owner: Tensor) -> dict[str, Tensor]:
         owner: (M,) int64, the row of x that each y belongs to.
 
     Returns:
-        ``{"x_to_y": (N',), "y_to_x": (M,)}``, int64. N' counts the x rows that own a y, in ascending order: the others
+        ``{"x_to_y": (N',), "y_to_x": (M,)}``, int64. N' counts the x rows that own a y, in ascending order; the others
         stay in the gallery of y_to_x and ask nothing.
 
     Raises:
@@ -135,3 +136,57 @@ def _row_ranks(u: Tensor, v: Tensor, owner: Tensor) -> Tensor:
 def _tiles(queries: Tensor, gallery: int) -> Sequence[Tensor]:
     """Cut queries so that a tile's scores against the gallery fit the budget."""
     return queries.split(max(1, TILE_SCORES // gallery))
+
+
+class Linearity(NamedTuple):
+    """Shares of the variance of one modality that maps of the other explain, on items held out; at most 1."""
+
+    linear: float
+    curved: float
+
+
+def linearity(train: LatentPairs, val: LatentPairs, items: int = 1000, seed: int = 0) -> dict[str, Linearity]:
+    """How straight the relation of two modalities is: what a linear map (ridge regression) explains, and what a curved
+    one (kernel ridge regression, Gaussian kernel) does. A relation that is linear leaves nothing to the second.
+
+    Captions of an item are averaged. Both maps learn from `items` items of `train`; their strengths are chosen on every
+    other item of `val`, and the shares are measured on the rest.
+
+    Returns:
+        ``{"x_to_y": Linearity, "y_to_x": Linearity}``
+    """
+    few = train.subset(min(items, train.n_items), seed)
+    (x, y), (x_val, y_val) = _sides(few), _sides(val)
+    return {"x_to_y": _linearity(x, y, x_val, y_val), "y_to_x": _linearity(y, x, y_val, x_val)}
+
+
+def _sides(pairs: LatentPairs) -> tuple[Tensor, Tensor]:
+    """x and the mean of its y rows, (N', dx) and (N', dy) in double precision, of the items that own a y."""
+    counts = torch.bincount(pairs.owner, minlength=pairs.n_items)
+    sums = torch.zeros(pairs.n_items, pairs.y.shape[1], dtype=torch.float64).index_add_(0, pairs.owner, pairs.y.double())
+    paired = counts > 0
+    return pairs.x[paired].double(), sums[paired] / counts[paired, None]
+
+
+def _linearity(a: Tensor, b: Tensor, a_val: Tensor, b_val: Tensor) -> Linearity:
+    centre, scale = a.mean(0), a.var(0).sum().sqrt()
+    a, a_val = (a - centre) / scale, (a_val - centre) / scale
+    b, b_val = b - b.mean(0), b_val - b.mean(0)
+    gaussian = [
+        (torch.exp(-width * torch.cdist(a, a) ** 2), torch.exp(-width * torch.cdist(a_val, a) ** 2))
+        for width in (0.1, 0.3, 1.0, 3.0)
+    ]
+    return Linearity(_explained([(a @ a.T, a_val @ a.T)], b, b_val), _explained(gaussian, b, b_val))
+
+
+def _explained(kernels: list[tuple[Tensor, Tensor]], b: Tensor, b_val: Tensor) -> float:
+    """Share of b_val explained by the best of some kernels (n, n), (m, n) and ridge strengths, best on the even rows."""
+    found = []
+    for kernel, to_val in kernels:
+        values, vectors = torch.linalg.eigh(kernel)
+        left, right = to_val @ vectors, vectors.T @ b
+        for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0):
+            error = (left @ (right / (values.clamp(min=0) + strength)[:, None]) - b_val) ** 2
+            chosen, held_out = ((1 - error[i::2].sum() / (b_val[i::2] ** 2).sum()).item() for i in (0, 1))
+            found.append((chosen, held_out))
+    return max(found)[1]

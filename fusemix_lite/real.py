@@ -7,17 +7,24 @@ Neither comes with the package: the photos may not be redistributed. Who has the
     flickr8k.json               {"items": N names, "split": N times "train", "val", "test" or another part, ...}
     philharmonia.safetensors, philharmonia.json   likewise
 
-Any latents in this form take part in the experiments; a record says by a hash which ones it was made with.
+Any latents in this form take part in the experiments; a record says by a hash which ones it was made with. `write_real`
+brings a reader's own latents into it. ``python -m fusemix_lite.real`` measures what `describe` says of the sets that are
+there, for those who do not have them.
 """
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from .bundled import bundled
 from .errors import FuseMixLiteError
 from .pairs import LatentPairs
+
+#: What `describe` said where the latents were there.
+FACTS = bundled("results") / "real-latents.json"
 
 #: A run costs seconds on latents of this size, a minute on the raw 1,280 numbers; see `reduced`.
 COMPONENTS = 256
@@ -75,11 +82,16 @@ def use_latents(folder: str | Path | None) -> None:
 
 def find_latents(name: str) -> Path | None:
     """The .safetensors file of a set, or None where no folder was named or the folder lacks it."""
-    if name not in REAL:
-        raise FuseMixLiteError(f"no real latents called {name!r}; there are {', '.join(REAL)}")
+    _known(name)
     folder = os.environ.get("FUSEMIX_LITE_REAL")
     file = Path(folder) / f"{name}.safetensors" if folder else None
     return file if file and file.is_file() else None
+
+
+def _known(name: str) -> RealLatents:
+    if name not in REAL:
+        raise FuseMixLiteError(f"no real latents called {name!r}; there are {', '.join(REAL)}")
+    return REAL[name]
 
 
 def load_real(name: str, components: int | None = COMPONENTS) -> dict[str, LatentPairs]:
@@ -120,14 +132,118 @@ def reduced(parts: dict[str, LatentPairs], components: int) -> dict[str, LatentP
     return {part: LatentPairs(x[part], y[part], p.owner, p.names, p.item_ids) for part, p in parts.items()}
 
 
+def write_real(parts: dict[str, LatentPairs], folder: str | Path, name: str) -> None:
+    """Keep latents under the name of a set in `REAL`, in the form that `load_real` reads: NAME.safetensors and NAME.json.
+
+    parts: such as ``{"train": pairs, "val": pairs, "test": pairs}``, with the modalities that the set has.
+
+    Raises:
+        FuseMixLiteError: a part to train, choose or test on is missing, or the modalities are others.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    known = _known(name)
+    missing = [part for part in ("train", "val", "test") if part not in parts]
+    if missing:
+        raise FuseMixLiteError(f"{name}: no part {missing[0]!r} among {', '.join(parts)}: split the pairs by item first")
+    found = {pairs.names for pairs in parts.values()}
+    if found != {known.names}:
+        raise FuseMixLiteError(f"{name} pairs {' with '.join(known.names)}, not {' with '.join(min(found))}")
+    starts, items, split = [], [], []
+    for part, pairs in parts.items():
+        starts.append(len(items))
+        items += pairs.item_ids or [f"{part}-{row}" for row in range(pairs.n_items)]
+        split += [part] * pairs.n_items
+    x, y, owner = known.keys
+    arrays = {
+        x: torch.cat([pairs.x for pairs in parts.values()]),
+        y: torch.cat([pairs.y for pairs in parts.values()]),
+        owner: torch.cat([start + pairs.owner for start, pairs in zip(starts, parts.values(), strict=True)]),
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(arrays, Path(folder) / f"{name}.safetensors")
+    (Path(folder) / f"{name}.json").write_text(json.dumps({"items": items, "split": split}), encoding="utf-8")
+
+
+def live_rows(record, p, arms: list[dict], metrics: tuple[str, ...]) -> list[dict]:
+    """What `experiments.live_slice` gives where the record's latents are here; else one row that says they are not."""
+    from .experiments import live_slice
+
+    name = record.content["name"]
+    if find_latents(name) is None:
+        return [{"data": REAL[name].title, "state": f"latents not here, nothing was run: all numbers {record.stamp}"}]
+    return live_slice(record, p, arms, metrics)
+
+
+def share_kept(pairs: LatentPairs, components: int = COMPONENTS) -> dict[str, float]:
+    """By modality the share (0 to 1) of the variance that lies in the first principal components, as `reduced` keeps it."""
+    import torch
+
+    shares = {}
+    for modality, z in zip(pairs.names, (pairs.x, pairs.y), strict=True):
+        variances = torch.linalg.eigvalsh(z.double().T.cov()).flip(0)  # along the principal axes, largest first
+        shares[modality] = (variances[:components].sum() / variances.sum()).item()
+    return shares
+
+
+def describe(name: str) -> dict:
+    """What can be said of a set without showing any of it: sizes, dimensions, variance kept, and how linearly its two
+    sides are related (`metrics.linearity`, from training to validation items; no test item is looked at)."""
+    from .metrics import linearity
+
+    parts = load_real(name, components=None)
+    small = reduced(parts, COMPONENTS)
+    return {
+        "digest": data_digest(name),
+        "items": {part: pairs.n_items for part, pairs in parts.items()},
+        "captions": {part: len(pairs) for part, pairs in parts.items()},
+        "dims": parts["train"].dims,
+        "kept": {modality: round(share, 4) for modality, share in share_kept(parts["train"]).items()},
+        "linearity": {
+            way: {kind: round(share, 4) for kind, share in found._asdict().items()}
+            for way, found in linearity(small["train"], small["val"]).items()
+        },
+    }
+
+
+def facts(name: str) -> dict:
+    """What `describe` said of the latents that the book's records were made with."""
+    _known(name)
+    try:
+        return json.loads(FACTS.read_text(encoding="utf-8"))[name]
+    except (OSError, ValueError, KeyError) as error:
+        raise FuseMixLiteError(f"no facts about {name} in {FACTS}: run `python -m fusemix_lite.real`") from error
+
+
 def data_digest(name: str) -> str | None:
     """The first 16 hexadecimal digits of the SHA-256 over both files of a set; None where they are absent."""
     file = find_latents(name)
-    return file and _digest_of(file, file.stat().st_size, file.stat().st_mtime_ns)
+    if file is None:
+        return None
+    files = (file, file.with_suffix(".json"))
+    try:
+        return _digest_of(files, tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+    except FileNotFoundError as error:
+        raise FuseMixLiteError(f"{error.filename} is not beside {file.name}: a set has both files") from None
 
 
 @lru_cache
-def _digest_of(file: Path, size: int, changed: int) -> str:
-    digest = hashlib.sha256(file.read_bytes())
-    digest.update(file.with_suffix(".json").read_bytes())
+def _digest_of(files: tuple[Path, ...], seen: tuple) -> str:
+    """`seen`, sizes and times, makes a file that has changed a question of its own."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def main() -> None:
+    found = {name: describe(name) for name in REAL if find_latents(name)}
+    if found.keys() != REAL.keys():
+        raise SystemExit(f"set FUSEMIX_LITE_REAL to a folder with {', '.join(f'{name}.safetensors' for name in REAL)}")
+    FACTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(FACTS)
+
+
+if __name__ == "__main__":
+    main()

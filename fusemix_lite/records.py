@@ -60,6 +60,24 @@ class Record:
         """Paired difference arm - other over the seeds, with its Student-t interval."""
         return paired_interval(self.values(metric, **arm), self.values(metric, **other))
 
+    def change_of_lead(self, metric: str, before: tuple[dict, dict], after: tuple[dict, dict]) -> Interval:
+        """How far one arm's lead over another grows from one situation to the next: a difference of differences.
+
+        ``before`` and ``after`` are (arm, other). All four run on the same seeds, so the change is paired over them, and
+        what a seed's subset or start does to all four alike is gone from the interval.
+        """
+        leads = [
+            [a - b for a, b in zip(self.values(metric, **arm), self.values(metric, **other), strict=True)]
+            for arm, other in (after, before)
+        ]
+        return paired_interval(*leads)
+
+    @property
+    def stamp(self) -> str:
+        """When and with what the record was made, for the captions of what is drawn from it."""
+        made = self.content["provenance"]
+        return f"recorded on {made['date']} with torch {made['torch']}, {len(self.seeds)} seeds"
+
     @property
     def profile(self) -> Profile:
         """The scale at which the record was made; what its profile did not have yet is as it is now."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fusemix_lite import FuseMixLiteError, profile
-from fusemix_lite.claims import Claim, Verdict, chance, effect, judge, judge_null, load_claims
+from fusemix_lite.claims import Claim, Verdict, chance, effect, explains, judge, judge_null, load_claims
 from fusemix_lite.experiments import plan
 from fusemix_lite.records import Record
 from fusemix_lite.stats import Interval
@@ -161,3 +161,19 @@ def test_a_missing_ledger_and_a_double_id(tmp_path):
     (tmp_path / "claims.yml").write_text(2 * (ROW % ("ours", "level: chance, margin: 1", '"null": {arm: {}}')))
     with pytest.raises(FuseMixLiteError, match="twice"):
         load_claims(tmp_path / "claims.yml")
+
+
+@pytest.mark.parametrize(
+    ("rise", "verdict"),
+    [
+        (Interval(2.0, 1.0, 3.0), "a cause"),
+        (Interval(0.1, -0.2, 0.4), "acquitted"),  # surely below the margin
+        (Interval(0.2, 0.1, 0.3), "acquitted"),  # surely there, surely too small
+        (Interval(-3.0, -4.0, -2.0), "acquitted"),  # taking it away makes things worse
+        (Interval(0.1, -1.0, 1.2), "open"),  # an interval that holds 0 acquits nobody
+        (Interval(2.0, -0.1, 4.1), "open"),
+        (Interval(0.4, 0.1, 0.7), "open"),  # surely there, perhaps too small
+    ],
+)
+def test_what_an_interval_says_about_a_suspect(rise, verdict):
+    assert explains(rise) == verdict

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusemix_lite import FuseMixLiteError, FusionModel, LatentPairs, metrics, modality_gap, recall_at_k, retrieval
-from fusemix_lite.metrics import cluster_bootstrap, embed_rows, ranks
+from fusemix_lite.metrics import cluster_bootstrap, embed_rows, linearity, ranks
 
 
 def naive_ranks(u, v, owner):
@@ -144,3 +144,35 @@ def test_modality_gap():
     assert modality_gap(u, u) == 0
     assert modality_gap(u[:1], -u[:1]) == 2
     assert modality_gap(u, u[:1]) == pytest.approx(0.5**0.5)
+
+
+def related(rule, noise: float = 0.0, captions: int = 1):
+    """Train and val pairs whose y follow from x by `rule`, up to noise that differs from caption to caption."""
+    g = torch.Generator().manual_seed(0)
+    parts = []
+    for n in (400, 200):
+        x = torch.randn(n, 3, generator=g)
+        owner = torch.arange(n).repeat_interleave(captions)
+        y = rule(x)[owner]
+        parts.append(LatentPairs(x, y + noise * y.std() * torch.randn(y.shape, generator=g), owner))
+    return parts
+
+
+def test_linearity_tells_straight_from_curved():
+    mix = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    straight = linearity(*related(lambda x: x @ mix + 3))["x_to_y"]
+    assert straight.linear > 0.99 and straight.curved <= 1
+    bent = linearity(*related(lambda x: (2 * x).sin() @ mix))["x_to_y"]
+    assert bent.linear < 0.6 and bent.curved > bent.linear + 0.2
+    pure = linearity(*related(lambda x: x.abs() @ mix))["x_to_y"]  # no linear part at all
+    assert abs(pure.linear) < 0.1 and pure.curved > 0.6
+    nothing = linearity(*related(lambda x: torch.randn(len(x), 5, generator=torch.Generator().manual_seed(len(x)))))
+    assert all(abs(share) < 0.1 for found in nothing.values() for share in found)
+
+
+def test_linearity_averages_captions_and_goes_both_ways():
+    mix = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    one, five = (linearity(*related(lambda x: x @ mix, noise=1.0, captions=c)) for c in (1, 5))
+    assert one["x_to_y"].linear == pytest.approx(1 / 2, abs=0.1)  # noise as large as what there is to explain
+    assert five["x_to_y"].linear == pytest.approx(5 / 6, abs=0.07)
+    assert five["y_to_x"].linear > one["y_to_x"].linear + 0.05

@@ -7,6 +7,7 @@ import pytest
 from fusemix_lite import FuseMixLiteError, experiments, profile, records
 from fusemix_lite.experiments import EXPERIMENTS, Runs, choose, plan
 from fusemix_lite.records import Record, fingerprint
+from fusemix_lite.stats import interval
 
 
 def test_profile_overrides_and_errors():
@@ -35,6 +36,28 @@ def test_record_gives_values_and_paired_differences(record):
     assert record.difference("image_to_text@1", fusemix, none) == (1.0, 1.0, 1.0)
     with pytest.raises(FuseMixLiteError, match="no arm"):
         record.cell(scheme="slerp", items=5)
+
+
+def test_change_of_lead_is_paired_over_seeds():
+    """Seeds that shift all arms alike, by far more than the change, leave no trace in it."""
+    shift, rise = [0.0, 50.0, -30.0, 10.0], [1.9, 2.1, 2.0, 2.0]
+    lead = {("few", "none"): 0.0, ("few", "fusemix"): 3.0, ("many", "none"): 7.0, ("many", "fusemix"): 10.0}
+    cells = [
+        {
+            "arm": {"scheme": scheme, "at": at},
+            "runs": [
+                {"r": s + level + (r if (at, scheme) == ("many", "fusemix") else 0)} for s, r in zip(shift, rise, strict=True)
+            ],
+        }
+        for (at, scheme), level in lead.items()
+    ]
+    made = {"date": "2001-02-03", "torch": "9.9"}
+    record = Record({"name": "toy", "seeds": [0, 1, 2, 3], "cells": cells, "provenance": made})
+    few, many = (tuple({"scheme": s, "at": at} for s in ("fusemix", "none")) for at in ("few", "many"))
+    change = record.change_of_lead("r", few, many)
+    assert change == pytest.approx(interval(rise))
+    assert record.change_of_lead("r", many, few).mean == pytest.approx(-2.0)
+    assert record.stamp == "recorded on 2001-02-03 with torch 9.9, 4 seeds"
 
 
 def test_live_value_outside_the_record_is_refused(record):
