@@ -1,13 +1,12 @@
 """Real photos and human captions, where FUSEMIX_LITE_REAL names a folder with flickr8k.safetensors and .json."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from fusemix_lite import fit, retrieval
+from fusemix_lite import fit, load_latent_pairs, retrieval
 
 FOLDER = os.environ.get("FUSEMIX_LITE_REAL")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="FUSEMIX_LITE_REAL is not set")
@@ -15,10 +14,9 @@ pytestmark = pytest.mark.skipif(not FOLDER, reason="FUSEMIX_LITE_REAL is not set
 
 @pytest.fixture(scope="module")
 def flickr8k():
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-    from real_flickr8k import load_flickr8k
-
-    return load_flickr8k(Path(FOLDER))
+    pack = Path(FOLDER) / "flickr8k.safetensors"
+    specs = (f"{pack}:{key}" for key in ("image_mobilenetv2", "text_minilm", "caption_to_item"))
+    return load_latent_pairs(*specs, split=pack.with_suffix(".json"))
 
 
 def test_the_official_split(flickr8k):
@@ -26,7 +24,10 @@ def test_the_official_split(flickr8k):
         "train": (6000, 30000),
         "val": (1000, 5000),
         "test": (1000, 5000),
+        "unused": (91, 455),
     }
+    names = [item for part in flickr8k.values() for item in part.item_ids]
+    assert len(set(names)) == 8091 and all(name.endswith(".jpg") for name in names)
 
 
 def test_real_pairs_beat_shuffled_pairs(flickr8k):
