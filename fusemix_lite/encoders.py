@@ -11,7 +11,7 @@ What a folder needs: `config.json`, `model.safetensors` (any `AutoModel` class; 
 * audio: `preprocessor_config.json` of a feature extractor (`feature_extractor_type`). If the model is an image model
   (a ResNet, say), its log-mel features are fed as a one-channel image (B, 1, mels, frames).
 
-An optional `fusemix_lite.json` settles what these files do not say: {"pooling": "cls" | "mean" | "pooler",
+An optional `fusemix_lite.json` settles what these files do not say: {"pooling": "cls" | "mean" | "pooler" | "auto",
 "prefix": "text put before each caption", "modality": "image" | "text" | "audio"}. Pooling turns tokens into a latent:
 
 * "cls":    the first token of the last hidden state (for DINOv2 that is after the final norm);
@@ -106,7 +106,8 @@ class EncoderSource:
     """An encoder found but not loaded: its identity, from its files alone.
 
     `revision` is the commit for a hub model, else the sha256 over configuration and weights. `preprocessing_hash` is
-    the sha256 over everything that turns an item into the model's input and its tokens into a latent.
+    the sha256 over everything that turns an item into the model's input and its tokens into a latent. Loading settles a
+    `pooling` of "auto".
     """
 
     id: str

