@@ -194,7 +194,11 @@ def evaluate(args, say: Speaker) -> None:
     from .workflow import evaluate as judge
 
     found = judge(args.model, _latents(args), args.part, args.seed, device=args.device)
-    whose = "as recorded when the model was fitted" if found["recorded"] else "of data that the model's record does not name"
+    whose = {
+        True: "as recorded when the model was fitted",
+        False: "of data that did not shape the model",
+        None: "the model keeps no record of what shaped it",
+    }[found["recorded"]]
     lines = [f"part {found['part']} ({whose}): {found['items']:,} items, {found['captions']:,} captions"]
     lines.append(f"{'recall in % (95 % interval)':<28}" + "".join(f"{f'R@{k}':>22}" for k in (1, 5, 10)))
     for way, by_k in found["recall"].items():
@@ -208,7 +212,7 @@ def evaluate(args, say: Speaker) -> None:
 
 
 def search(args, say: Speaker) -> None:
-    from .searching import SearchIndex, load_for_search, query_modality, shipped_adapters
+    from .searching import SearchIndex, gallery_scenes, load_for_search, query_modality, shipped_adapters
 
     asked = query_modality(args.query)
     dataset, stores, gallery = _gallery(args, asked)
@@ -225,12 +229,9 @@ def search(args, say: Speaker) -> None:
         raise FuseMixLiteError(f"{args.source} holds {media} files, no {target}: leave out --for {target}")
     if args.source and not args.model:
         say.note("without --model the package's own adapters are asked, which know Sounding Scenes and nothing else")
-    options = {"device": args.device, "progress": say.progress}
     if dataset is None:
-        index = SearchIndex.shipped(pair, target, **options)
-        gallery = "Sounding Scenes (test split)"
-    else:
-        index = SearchIndex(model, encoders, dataset, target, stores.get(target), **options)
+        dataset, gallery = gallery_scenes(pair), "Sounding Scenes (test split)"
+    index = SearchIndex(model, encoders, dataset, target, stores.get(target), args.device, progress=say.progress)
     matches = index.search(args.query, args.top)
     what = {"image": "pictures", "audio": "sounds", "text": "captions"}[target]
     note = f"the best {len(matches)} of {len(index):,} {what} in {gallery}"
@@ -417,7 +418,7 @@ def _parser() -> argparse.ArgumentParser:
         fusemix-lite evaluate model other-latents --part all --json
         """, "nothing was written; the same command starts again",
     )  # fmt: skip
-    sub.add_argument("model", metavar="MODEL", help="a folder that fit wrote")
+    sub.add_argument("model", metavar="MODEL", help="a folder that fit wrote, or adapters-image-text or -audio-text")
     _add_latents(sub)
     sub.add_argument("--part", help='"test" unless named; for data that the model has not seen also "all"')
     sub.add_argument("--seed", type=_at_least(0), default=0, help="of the bootstrap")
@@ -447,4 +448,6 @@ def _add_latents(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--y", metavar="SPEC", help="latents of what belongs to them, such as captions")
     sub.add_argument("--owner", metavar="SPEC", help="which row of x each y belongs to (none: the same row)")
     sub.add_argument("--split", metavar="FILE.json", help='a list of part names, one an x, or an object with it as "split"')
-    sub.add_argument("--names", type=_names, default="image,text", metavar="X,Y", help="the two modalities")
+    sub.add_argument(
+        "--names", type=_names, metavar="X,Y", help="the two modalities (default: what stores say, else image,text)"
+    )

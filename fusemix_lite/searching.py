@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from .adapters import FusionModel
-from .encoders import WEIGHTS, Encoder, load_encoder, resolve_encoder
+from .encoders import Encoder, load_encoder, resolve_encoder
 from .errors import FuseMixLiteError
 from .files import SUFFIXES
 from .metrics import embed_rows
+from .workflow import SHIPPED, load_model, model_folder
 
-SHIPPED = {"image-text": "adapters-image-text", "audio-text": "adapters-audio-text"}
-SCENES = 1000  # of the test split that a search without files looks through: the latents that the book's chapters use too
+SCENES = 500  # of the test split that a search without files looks through: some seconds to encode, once
 _MIME = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac", ".opus": "audio/ogg", ".oga": "audio/ogg"}
 _EMBEDDED = 1_000_000  # bytes of a sound that a page holds itself; a longer one is linked
 _SIDE = 320  # pixels of a thumbnail's longer side
@@ -97,12 +97,10 @@ class SearchIndex:
         self.embeddings = embed_rows(model.to(self.device), modality, z).cpu()  # (N, shared_dim), unit rows
 
     @classmethod
-    def shipped(cls, pair: str = "image-text", modality: str | None = None, items: int = SCENES, **options) -> "SearchIndex":
+    def shipped(cls, pair: str = "image-text", modality: str | None = None, items: int | None = None, **options):
         """The package's own adapters and encoders, over the first `items` scenes of the test split of Sounding Scenes."""
-        from .datasets import SoundingScenes
-
         model, encoders = load_for_search(shipped_adapters(pair))
-        return cls(model, encoders, SoundingScenes(pair, "test", items), modality or pair.split("-")[0], **options)
+        return cls(model, encoders, gallery_scenes(pair, items), modality or pair.split("-")[0], **options)
 
     def __len__(self) -> int:
         """Rows of the gallery."""
@@ -201,11 +199,19 @@ def query_modality(query: Any) -> str:
     return "audio" if isinstance(query, np.ndarray) else "image"
 
 
+def gallery_scenes(pair: str, items: int | None = None):
+    """The scenes that a search without files looks through: of the test split, so no adapter has seen them."""
+    from .datasets import SoundingScenes
+
+    return SoundingScenes(pair, "test", items or SCENES)
+
+
 def shipped_adapters(pair: str) -> Path:
     """The folder of the package's own adapters for "image-text" or "audio-text"."""
-    if pair not in SHIPPED:
-        raise FuseMixLiteError(f"no adapters for {pair!r} in the package; there are {', '.join(SHIPPED)}")
-    return WEIGHTS / SHIPPED[pair]
+    if f"adapters-{pair}" not in SHIPPED:
+        known = ", ".join(name.removeprefix("adapters-") for name in SHIPPED)
+        raise FuseMixLiteError(f"no adapters for {pair!r} in the package; there are {known}")
+    return model_folder(f"adapters-{pair}")
 
 
 def load_for_search(folder: str | Path) -> tuple[FusionModel, dict[str, str]]:
@@ -213,8 +219,6 @@ def load_for_search(folder: str | Path) -> tuple[FusionModel, dict[str, str]]:
 
     Raises FuseMixLiteError for an encoder that nobody knows, or that is not the one the model was fitted to any more.
     """
-    from .workflow import load_model
-
     model, known = load_model(folder)
     names = {}
     for modality, encoder in known.items():

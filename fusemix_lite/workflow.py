@@ -11,6 +11,7 @@ and beside it ``encoders.json`` (which encoder every latent came from), ``parts.
 ``fit.json`` and ``history.json``. All of it is safetensors and JSON.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 FORMAT = "fusemix-lite pairs"
 PAIRS, ENCODERS, PARTS, FIT, HISTORY = "pairs.json", "encoders.json", "parts.json", "fit.json", "history.json"
 LITE = {"image": "lite-image-a", "audio": "lite-audio-a", "text": "lite-text-a"}  # the encoders that ship
+SHIPPED = ("adapters-image-text", "adapters-audio-text")
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 KS = (1, 5, 10)
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
@@ -167,24 +169,26 @@ def open_arrays(
     y: str | Path,
     owner: str | Path | None = None,
     split: str | Path | None = None,
-    names: Sequence[str] = ("image", "text"),
+    names: Sequence[str] | None = None,
 ) -> Latents:
-    """Latents that somebody else made: FILE.safetensors:KEY, FILE.npy or stores; see `load_latent_pairs`."""
+    """Latents that somebody else made: FILE.safetensors:KEY, FILE.npy or stores; see `load_latent_pairs`.
+
+    Items that nobody named are named by their row and a digest of the files, so that those held out are known again.
+    """
     from .arrays import load_latent_pairs
-    from .pairs import LatentPairs
     from .store import LatentStore
 
-    parts = load_latent_pairs(x, y, owner, split, tuple(names))
-    if set(parts) == {"all"} and parts["all"].item_ids is None:  # row numbers tell held-out items apart as well
-        pairs = parts["all"]
-        ids = [str(row) for row in range(pairs.n_items)]
-        parts = {"all": LatentPairs(pairs.x, pairs.y, pairs.owner, pairs.names, ids)}
-    encoders = {}
-    for name, spec in zip(names, (x, y), strict=True):
-        dim = next(iter(parts.values())).dims[name]
-        origin = LatentStore.open(spec).origin if Path(spec).is_dir() else {}
-        encoders[name] = {**encoder_identity(origin, getattr(origin, "encoder_id", None), dim), "array": str(spec)}
-    return Latents(parts, encoders, f"{x} and {y}")
+    parts = load_latent_pairs(x, y, owner, split, names)
+    dataset_id = _digest_of(x, y)
+    if next(iter(parts.values())).item_ids is None:
+        rows_of = {"all": range(parts["all"].n_items)} if split is None else _rows_by_part(Path(split))
+        for name, pairs in parts.items():
+            pairs.item_ids = tuple(f"{dataset_id}/{row}" for row in rows_of[name])
+    dims, encoders = next(iter(parts.values())).dims, {}
+    for name, spec in zip(dims, (x, y), strict=True):
+        origin = vars(LatentStore.open(spec).origin) if Path(spec).is_dir() else {}
+        encoders[name] = {**encoder_identity(origin, origin.get("encoder_id"), dims[name]), "array": str(spec)}
+    return Latents(parts, encoders, f"{x} and {y}", dataset_id=dataset_id)
 
 
 def parts_to_train(latents: Latents, fractions: dict[str, float] = FRACTIONS, seed: int = 0) -> dict[str, "LatentPairs"]:
@@ -279,15 +283,25 @@ def check_model_folder(out: str | Path, overwrite: bool = False) -> None:
         raise FuseMixLiteError(f"{out} holds a model already: choose a new folder, or give --overwrite")
 
 
+def model_folder(folder: str | Path) -> Path:
+    """Where a model is: the folder itself, or the package's own adapters by name ("adapters-image-text")."""
+    from .encoders import WEIGHTS
+
+    if str(folder) in SHIPPED and not Path(folder).is_dir():
+        return WEIGHTS / str(folder)
+    return Path(folder)
+
+
 def load_model(folder: str | Path):
     """The `FusionModel` of a folder and what encoders.json says of its encoders, by modality."""
     from .adapters import FusionModel
 
-    model = FusionModel.from_pretrained(Path(folder))
-    content = _read_json(Path(folder) / ENCODERS)
+    folder = model_folder(folder)
+    model = FusionModel.from_pretrained(folder)
+    content = _read_json(folder / ENCODERS)
     encoders = content.get("encoders")
     if not isinstance(encoders, dict) or encoders.keys() != model.in_dims.keys():
-        raise FuseMixLiteError(f"{Path(folder) / ENCODERS} does not name an encoder for {', '.join(model.in_dims)}: fit again")
+        raise FuseMixLiteError(f"{folder / ENCODERS} does not name an encoder for {', '.join(model.in_dims)}: fit again")
     return model, encoders
 
 
@@ -345,29 +359,36 @@ def guessing(owner, n_items: int, k: int) -> dict[str, float]:
     return {"x_to_y": 100 * (1 - missed.mean().item()), "y_to_x": 100 * min(k, n_items) / n_items}
 
 
-def held_out(folder: str | Path, latents: Latents, part: str | None = None) -> tuple[str, "LatentPairs", bool]:
-    """The pairs to judge a model on: their part's name, the pairs, and whether the model's own record tells it."""
-    record = _read_json(Path(folder) / PARTS)
+def held_out(folder: str | Path, latents: Latents, part: str | None = None) -> tuple[str, "LatentPairs", bool | None]:
+    """The pairs to judge a model on: their part's name, the pairs, and whether the model's own record tells it.
+
+    None instead of True or False: the model keeps no record, so nothing says which items it has seen.
+    """
+    file = model_folder(folder) / PARTS
+    record = _read_json(file) if file.exists() else {}
     recorded = {name: set(ids) for name, ids in record.get("parts", {}).items()}
-    every = [(pairs, row) for pairs in latents.parts.values() for row in range(pairs.n_items)]
-    ids = {pairs.item_ids[row]: (pairs, row) for pairs, row in every if pairs.item_ids is not None}
-    seen = recorded.get("train", set()) | recorded.get("val", set())
-    same = bool(ids.keys() & seen)
-    if same and part == "all" and record.get("dataset") == latents.dataset_id:
-        raise FuseMixLiteError(f"{latents.source}: {len(ids.keys() & seen)} items shaped the model; use --part test")
-    if same and part != "all":  # by item id: never by a split that is drawn again
+    ids = {item for pairs in latents.parts.values() for item in pairs.item_ids}
+    shaped = ids & (recorded.get("train", set()) | recorded.get("val", set()))
+    if recorded and record.get("dataset") == latents.dataset_id != "" and not ids & set().union(*recorded.values()):
+        raise FuseMixLiteError(f"{latents.source} names its items otherwise than for {folder}: give the --split that fit had")
+    if shaped and part == "all":
+        if record.get("dataset") == latents.dataset_id:
+            raise FuseMixLiteError(f"{latents.source}: {len(shaped)} of its items shaped the model; use --part test")
+        warnings.warn(f"{len(shaped)} items carry the ids of items that shaped the model: are they other ones?", stacklevel=3)
+    elif shaped:  # by item id: never by a split that is drawn again
         part = part or "test"
         wanted = recorded.get(part, set())
-        if not wanted & ids.keys():
+        if not wanted & ids:
             raise FuseMixLiteError(f"no item of part {part!r} in {latents.source}; {folder} knows {', '.join(recorded)}")
         return part, _gather(latents, wanted), True
     named = {_ALIASES.get(name, name): pairs for name, pairs in latents.parts.items()}
     part = part or ("test" if "test" in named else "all")
+    known = False if record else None
     if part == "all":
-        return part, _gather(latents, None), False
+        return part, _gather(latents, None), known
     if part not in named:
         raise FuseMixLiteError(f"{latents.source} has no part {part!r}; there are {', '.join(named)}")
-    return part, named[part], False
+    return part, named[part], known
 
 
 def check_encoders(folder: str | Path, encoders: dict[str, dict], latents: Latents) -> None:
@@ -432,6 +453,24 @@ def _gather(latents: Latents, wanted: set[str] | None) -> "LatentPairs":
         taken[0].names,
         None if taken[0].item_ids is None else [item for pairs in taken for item in pairs.item_ids],
     )
+
+
+def _rows_by_part(split: Path) -> dict[str, list[int]]:
+    """Which rows a split file gives to each part; `load_latent_pairs` has checked it."""
+    content = json.loads(split.read_text("utf-8-sig"))
+    named = content["split"] if isinstance(content, dict) else content
+    return {part: [row for row, name in enumerate(named) if name == part] for part in dict.fromkeys(named)}
+
+
+def _digest_of(*specs: str | Path) -> str:
+    """A short name for the content of arrays."""
+    digest = hashlib.sha256()
+    for spec in map(str, specs):
+        path, _, key = (spec, "", "") if Path(spec).exists() else spec.rpartition(":")
+        file = Path(path) / "manifest.json" if Path(path).is_dir() else Path(path)
+        with file.open("rb") as opened:
+            digest.update(f"{key} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return f"arrays-{digest.hexdigest()[:12]}"
 
 
 def _enough(items: int, fractions: dict[str, float], source: str) -> None:
