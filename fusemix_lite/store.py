@@ -143,6 +143,11 @@ class LatentStore:
     def __len__(self) -> int:
         return self.array.shape[0]
 
+    def __repr__(self) -> str:
+        (N, D), origin = self.array.shape, self.origin
+        whose = f", {origin.modality} by {origin.encoder_id}" if origin.encoder_id else ""
+        return f"LatentStore({self.path}: {N} x {D}{whose})"
+
     def verify(self) -> None:
         """Read every byte again. Raises FuseMixLiteError naming the first file that changed since it was written."""
         item_ids = []

@@ -41,6 +41,12 @@ def test_a_store_gives_back_what_was_written(folder):
     ]  # fmt: skip
 
 
+def test_a_store_is_shown_on_one_line(tmp_path, folder):
+    """Not with its manifest, which names every item."""
+    assert repr(LatentStore.open(folder)) == f"LatentStore({folder}: 10 x 4, text by lite-text-a)"
+    assert repr(LatentStore.write(tmp_path / "own", LATENTS, IDS)) == f"LatentStore({tmp_path / 'own'}: 10 x 4)"
+
+
 def test_shards_are_plain_safetensors(folder):
     from safetensors.numpy import load_file
 
