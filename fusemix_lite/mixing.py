@@ -59,7 +59,7 @@ def fusemix(zx: Tensor, zy: Tensor, alpha: float = 1.0, generator: Generator | N
         zy: (2B, dy) latents of the other, row-matched.
 
     Returns:
-        ``lambda * z[:B] + (1 - lambda) * z[B:]`` for both: (B, dx), (B, dy).
+        ``lambda * z[:B] + (1 - lambda) * z[B:]`` of both, (B, dx) and (B, dy).
 
     Source: the paper's FuseMix (arXiv 2312.10144); official code (two halves of a batch, one lambda a step).
     """

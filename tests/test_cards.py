@@ -1,11 +1,12 @@
 """The cards: they say what code and files say, probe tables are of the shipped weights, levels are computed right."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fusemix_lite import FuseMixLiteError, SoundingScenes, cards, scenes
+from fusemix_lite import FuseMixLiteError, SoundingScenes, cards, real, scenes
 from fusemix_lite.encoders import ENCODERS, LITE_ENCODERS
 from fusemix_lite.scene_audio import synthesise
 from fusemix_lite.scene_image import draw
@@ -39,6 +40,19 @@ def test_the_public_encoders_are_told_as_the_registry_knows_them(monkeypatch):
     name, entry = next(iter(ENCODERS.items()))
     monkeypatch.setitem(ENCODERS, name, replace(entry, dim=entry.dim + 1))
     assert cards.render()["public-encoders.md"] != (cards.CARDS / "public-encoders.md").read_text()
+
+
+@pytest.mark.parametrize("name", real.REAL)
+def test_the_card_of_real_latents_says_what_the_loader_knows(name, tmp_path, monkeypatch):
+    known = real.REAL[name]
+    for fact in (known.items, known.text, known.splits, known.licence, known.source, *known.encoders, *known.keys):
+        assert fact in cards.real_card(name)
+    told = {"dims": {m: 77 for m in known.names}, "kept": {m: 0.625 for m in known.names}, "digest": "abc"}
+    (tmp_path / "facts.json").write_text(json.dumps({name: told}))
+    monkeypatch.setattr(real, "FACTS", tmp_path / "facts.json")
+    assert "77 (text) |" in cards.real_card(name) and "62.5% (text) |" in cards.real_card(name)
+    monkeypatch.setattr(real, "FACTS", tmp_path / "none.json")
+    assert "Digest" not in cards.real_card(name)
 
 
 def test_what_was_tried_is_in_the_registry():

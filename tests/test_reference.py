@@ -10,7 +10,7 @@ import yaml
 
 import fusemix_lite
 from tools import book, fragments
-from tools.notebooks import ROOT, chapters, read
+from tools.notebooks import ROOT, chapters, read, toc_documents
 
 PAGES = sorted((ROOT / "book/reference").glob("*.md"))
 FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
@@ -150,13 +150,19 @@ def test_the_course_lists_every_chapter_with_minutes_and_exercises():
 
 def test_the_course_plan_names_exercises_that_exist():
     text = (ROOT / "book/reference/teaching.md").read_text()
-    rows = [row for row in text.splitlines() if re.match(r"\| \d\. ", row)]
-    assert len(rows) >= 6
-    for row in rows:
-        home = row.rsplit(" | ", 1)[1]
-        chapter = ROOT / "book" / re.search(r"\]\(\.\./([\w-]+\.ipynb)\)", row)[1]
+    sessions = re.findall(r"^### \d\. .*?(?=^##)", text, re.MULTILINE | re.DOTALL)
+    assert len(sessions) >= 6
+    for session in sessions:
+        home = re.search(r"\*\*At home\.\*\* (.*?)\n\n", session, re.DOTALL)[1]
+        chapter = ROOT / "book" / re.search(r"\]\(\.\./([\w-]+\.ipynb)\)", session)[1]
         existing = set(re.findall(r"^#+ Exercise (\d)", prose(chapter), re.MULTILINE))
-        assert set(re.findall(r"\d", home)) <= existing and re.search(r"\d", home), row
+        assert set(re.findall(r"\d", home)) <= existing and re.search(r"\d", home), session
+
+
+def test_every_card_is_a_page_and_listed():
+    listed = (ROOT / "book/reference/cards.md").read_text()
+    for card in (ROOT / "data_cards").glob("*.md"):
+        assert f"(../../data_cards/{card.name})" in listed and f"data_cards/{card.stem}" in toc_documents()
 
 
 def test_papers_that_chapters_link_to_are_in_the_bibliography():

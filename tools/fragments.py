@@ -82,6 +82,16 @@ def profiles() -> str:
     return "\n".join(lines) + "\n"
 
 
+def profile_source() -> str:
+    """The values of a profile as they stand in the code, whose comments say what they are."""
+    text = (ROOT / "fusemix_lite" / "profiles.py").read_text()
+    (found,) = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == "Profile"]
+    lines = text.splitlines()[found.body[1].lineno - 1 : found.end_lineno]  # body[0] is the docstring
+    while not lines[0].strip():
+        lines.pop(0)
+    return "\n".join(["```python", *(line.removeprefix("    ") for line in lines), "```", ""])
+
+
 def title(chapter: Path) -> str:
     return read(chapter).cells[0].source.splitlines()[0].removeprefix("# ").strip()
 
@@ -156,6 +166,7 @@ def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> No
     fragments = {
         "versions": versions(),
         "profiles": profiles(),
+        "profile-source": profile_source(),
         "times": times(measured),
         "course": course(),
         "modules": modules(address),
