@@ -8,8 +8,8 @@ Neither comes with the package: the photos may not be redistributed. Who has the
     philharmonia.safetensors, philharmonia.json   likewise
 
 Any latents in this form take part in the experiments; a record says by a hash which ones it was made with. `write_real`
-brings a reader's own latents into it. ``python -m fusemix_lite.real`` measures what `describe` says of the sets that are
-there, for those who do not have them.
+brings a reader's own latents into it. ``python -m fusemix_lite.real`` keeps what `describe` says of both sets, and how
+Sounding Scenes compare, for those who do not have them (some minutes).
 """
 
 import hashlib
@@ -23,8 +23,11 @@ from .bundled import bundled
 from .errors import FuseMixLiteError
 from .pairs import LatentPairs
 
-#: What `describe` said where the latents were there.
+#: What `describe` said where the latents were there, and of Sounding Scenes as the record "wording" tells them.
 FACTS = bundled("results") / "real-latents.json"
+
+#: Who tells Sounding Scenes: captions a scene, and their wording.
+TELLERS = {"five people": (5, "natural"), "one person": (1, "natural"), "a template": (1, "template")}
 
 #: A run costs seconds on latents of this size, a minute on the raw 1,280 numbers; see `reduced`.
 COMPONENTS = 256
@@ -190,26 +193,27 @@ def share_kept(pairs: LatentPairs, components: int = COMPONENTS) -> dict[str, fl
 def describe(name: str) -> dict:
     """What can be said of a set without showing any of it: sizes, dimensions, variance kept, and how linearly its two
     sides are related (`metrics.linearity`, from training to validation items; no test item is looked at)."""
-    from .metrics import linearity
-
     parts = load_real(name, components=None)
-    small = reduced(parts, COMPONENTS)
     return {
         "digest": data_digest(name),
         "items": {part: pairs.n_items for part, pairs in parts.items()},
         "captions": {part: len(pairs) for part, pairs in parts.items()},
         "dims": parts["train"].dims,
         "kept": {modality: round(share, 4) for modality, share in share_kept(parts["train"]).items()},
-        "linearity": {
-            way: {kind: round(share, 4) for kind, share in found._asdict().items()}
-            for way, found in linearity(small["train"], small["val"]).items()
-        },
+        "linearity": _linearity(reduced(parts, COMPONENTS)),
     }
 
 
+def _linearity(parts: dict[str, LatentPairs]) -> dict:
+    from .metrics import linearity
+
+    found = linearity(parts["train"], parts["val"], items=2000)
+    return {way: {kind: round(share, 4) for kind, share in shares._asdict().items()} for way, shares in found.items()}
+
+
 def facts(name: str) -> dict:
-    """What `describe` said of the latents that the book's records were made with."""
-    _known(name)
+    """What `describe` said of the latents that the book's records were made with. Of Sounding Scenes told by "five people",
+    by "one person" and by "a template" it is the linearity alone."""
     try:
         return json.loads(FACTS.read_text(encoding="utf-8"))[name]
     except (OSError, ValueError, KeyError) as error:
@@ -238,10 +242,23 @@ def _digest_of(files: tuple[Path, ...], seen: tuple) -> str:
 
 
 def main() -> None:
-    found = {name: describe(name) for name in REAL if find_latents(name)}
-    if found.keys() != REAL.keys():
-        raise SystemExit(f"set FUSEMIX_LITE_REAL to a folder with {', '.join(f'{name}.safetensors' for name in REAL)}")
-    FACTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    from .datasets import SoundingScenes, scene_pairs
+    from .profiles import profile
+    from .records import weights_digest
+
+    missing = [name for name in REAL if not find_latents(name)]
+    if missing:
+        raise SystemExit(f"{missing[0]}.safetensors is not here: set FUSEMIX_LITE_REAL to the folder that holds all sets")
+    told, p = {name: describe(name) for name in REAL}, profile("lite")
+    encoders = p.audio_encoders[0], p.text_encoders[0]
+    for teller, (captions, wording) in TELLERS.items():
+        sizes = {"train": p.train_items, "val": p.val_items}
+        scenes = {part: SoundingScenes("audio-text", part, n, captions, wording=wording) for part, n in sizes.items()}
+        told[teller] = {
+            "weights": {name: weights_digest(name) for name in encoders},
+            "linearity": _linearity({part: scene_pairs(of, *encoders) for part, of in scenes.items()}),
+        }
+    FACTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(FACTS)
 
 
