@@ -532,8 +532,8 @@ def real_card(name: str) -> str:
         measured = ""
     else:
         dims, kept = (
-            " and ".join(f"{form.format(value[m])} ({m})" for m in known.names)
-            for value, form in ((told["dims"], "{}"), (told["kept"], "{:.1%}"))
+            " and ".join(f"{tell(m)} ({m})" for m in known.names)
+            for tell in (lambda m: f"{told['dims'][m]:,}", lambda m: f"{100 * told['kept'][m]:.1f} %")
         )
         measured = (
             f"| Dimensions | {dims} |\n"

@@ -50,7 +50,7 @@ def test_the_card_of_real_latents_says_what_the_loader_knows(name, tmp_path, mon
     told = {"dims": {m: 77 for m in known.names}, "kept": {m: 0.625 for m in known.names}, "digest": "abc"}
     (tmp_path / "facts.json").write_text(json.dumps({name: told}))
     monkeypatch.setattr(real, "FACTS", tmp_path / "facts.json")
-    assert "77 (text) |" in cards.real_card(name) and "62.5% (text) |" in cards.real_card(name)
+    assert "77 (text) |" in cards.real_card(name) and "62.5 % (text) |" in cards.real_card(name)
     monkeypatch.setattr(real, "FACTS", tmp_path / "none.json")
     assert "Digest" not in cards.real_card(name)
 
