@@ -47,7 +47,7 @@ DATA = {
 
 EXAMPLES = """\
 examples:
-  fusemix-lite search "two red bells on a beach"      works at once, with what ships in the package
+  fusemix-lite search "two red birds on the beach"    works at once, with what ships in the package
   fusemix-lite data sounding-scenes pairs             sample files, laid out as your own would be
   fusemix-lite extract pairs --out latents            frozen encoders, once
   fusemix-lite fit latents --out model                adapters, in seconds to minutes
@@ -426,7 +426,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         search, "find pictures, sounds or captions by words, a picture or a sound", """
-        fusemix-lite search "two red bells on a beach"
+        fusemix-lite search "two red birds on the beach"
         fusemix-lite search "a slow deep drum" --for audio
         fusemix-lite search photo.jpg --in photos --model model --html page.html
         """, goes_on,

@@ -1,8 +1,8 @@
 """Search: embed a gallery once, then ask it in words, with a picture or with a sound.
 
 index = SearchIndex.shipped("image-text")              # adapters and encoders of the package, on Sounding Scenes
-matches = index.search("two red bells on a beach")     # best first
-page = index.html("two red bells on a beach", matches) # one file, readable without a network
+matches = index.search("two red birds on the beach")     # best first
+page = index.html("two red birds on the beach", matches) # one file, readable without a network
 """
 
 import base64
@@ -26,7 +26,7 @@ from .files import SUFFIXES
 from .metrics import embed_rows
 from .workflow import SHIPPED, load_model, model_folder
 
-SCENES = 500  # of the test split that a search without files looks through: some seconds to encode, once
+SCENES = 1000  # of the test split that a search without files looks through: the same latents as the book's
 _MIME = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac", ".opus": "audio/ogg", ".oga": "audio/ogg"}
 _EMBEDDED = 1_000_000  # bytes of a sound that a page holds itself; a longer one is linked
 _SIDE = 320  # pixels of a thumbnail's longer side
