@@ -6,7 +6,8 @@ and did the caption say enough to tell it from the right one?
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 from . import scene_text as words
 from .errors import FuseMixLiteError
@@ -97,18 +98,45 @@ def read_audio_caption(caption: str) -> Reading:
     )
 
 
+def bag_readings(caption: str) -> tuple[Reading, ...]:
+    """All that the words of an audio caption could mean in any order: what comes first, and which of two things is the
+    high one, or the one that sounds twice, is lost. (That a plural tells a little of it goes unnoticed.)"""
+    said = replace(read_audio_caption(caption), in_order=False)
+    if len(said.things) == 1:
+        return (said,)
+    one, two = said.things
+    bags = {
+        (
+            replace(one, size=sizes[0], counts=counts[0]),
+            replace(two, size=sizes[1], counts=counts[1]),
+        )
+        for sizes, counts in product(
+            ((one.size, two.size), (two.size, one.size)), ((one.counts, two.counts), (two.counts, one.counts))
+        )
+    }
+    return tuple(replace(said, things=things) for things in sorted(bags, key=repr))
+
+
 def fitting_scenes(
-    captions: Sequence[str], scenes: Sequence[Scene], read: Callable[[str], Reading] = read_caption
+    captions: Sequence[str],
+    scenes: Sequence[Scene],
+    read: Callable[[str], Reading | Sequence[Reading]] = read_caption,
 ) -> list[list[int]]:
     """For each caption the scenes (their numbers, ascending) that it is true of: all that a perfect reader could mean.
 
-    ``read`` is how captions are read: `read_caption`, `read_audio_caption`, or a reader that misses something.
+    ``read`` is how captions are read: `read_caption`, `read_audio_caption`, or a reader that misses something. Where it
+    cannot decide between readings (`bag_readings`), the scenes that fit any of them count.
     """
-    with_kind = {
-        kind: [i for i, scene in enumerate(scenes) if kind in {thing.kind for thing in scene.things}] for kind in KINDS
-    }
-    readings = map(read, captions)
-    return [[i for i in with_kind[reading.things[0].kind] if reading.fits(scenes[i])] for reading in readings]
+    with_kind = {kind: {i for i, scene in enumerate(scenes) if kind in {t.kind for t in scene.things}} for kind in KINDS}
+    fitting = []
+    for caption in captions:
+        readings = read(caption)
+        readings = (readings,) if isinstance(readings, Reading) else readings
+        sets = [set.intersection(*(with_kind[phrase.kind] for phrase in reading.things)) for reading in readings]
+        fitting.append(
+            sorted({i for reading, found in zip(readings, sets, strict=True) for i in found if reading.fits(scenes[i])})
+        )
+    return fitting
 
 
 def agreement(a: Scene, b: Scene, factors: Sequence[str] = SHARED) -> dict[str, bool]:

@@ -11,6 +11,7 @@ from fusemix_lite.scene_reading import (
     Phrase,
     Reading,
     agreement,
+    bag_readings,
     fitting_scenes,
     read_audio_caption,
     read_caption,
@@ -232,3 +233,29 @@ def test_fitting_sounds_are_those_that_fit_one_by_one():
     fitting = fitting_scenes(captions, scenes, read_audio_caption)
     assert fitting == [[i for i, scene in enumerate(scenes) if reading.fits(scene)] for reading in readings]
     assert all(i in found for i, found in enumerate(fitting))
+
+
+def test_a_bag_of_words_loses_order_and_whose_attribute_it_is():
+    scene = Scene("snow", (replace(BIRDS, kind="bell"), CAR), "slow", "dry", -30.0)  # two high bells, then a deep car
+    turned = replace(scene, things=scene.things[::-1])
+    swapped = replace(scene, things=(replace(scene.things[0], size="large"), replace(CAR, size="small")))
+    recounted = replace(scene, things=(replace(scene.things[0], count=1), replace(CAR, count=2)))
+    other = replace(scene, things=(scene.things[0], replace(CAR, size="medium")))
+    told = "a shrill bell rings twice before a deep car honks once slowly"
+    scenes = [scene, turned, swapped, recounted, other, replace(scene, tempo="fast"), replace(scene, things=(CAR,))]
+    assert fitting_scenes([told], scenes, read_audio_caption) == [[0]]
+    assert fitting_scenes([told], scenes, bag_readings) == [[0, 1, 2, 3]]
+
+
+def test_a_bag_of_words_is_the_same_for_captions_of_the_same_words():
+    first = "a deep bell rings twice before a shrill car honks once"
+    for other in (
+        "a shrill car honks once before a deep bell rings twice",
+        "a shrill bell rings once before a deep car honks twice",
+    ):
+        assert set(map(_in_any_order, bag_readings(first))) == set(map(_in_any_order, bag_readings(other)))
+    assert bag_readings("a bell rings once") == (read_audio_caption("a bell rings once"),)
+
+
+def _in_any_order(reading):
+    return frozenset(reading.things), reading.tempo, reading.room, reading.in_order
