@@ -153,7 +153,7 @@ def test_the_course_plan_names_exercises_that_exist():
     sessions = re.findall(r"^### \d\. .*?(?=^##)", text, re.MULTILINE | re.DOTALL)
     assert len(sessions) >= 6
     for session in sessions:
-        home = re.search(r"\*\*At home\.\*\* (.*?)\n\n", session, re.DOTALL)[1]
+        home = re.search(r"\*\*At home:\*\* (.*?)\n\n", session, re.DOTALL)[1]
         chapter = ROOT / "book" / re.search(r"\]\(\.\./([\w-]+\.ipynb)\)", session)[1]
         existing = set(re.findall(r"^#+ Exercise (\d)", prose(chapter), re.MULTILINE))
         assert set(re.findall(r"\d", home)) <= existing and re.search(r"\d", home), session
