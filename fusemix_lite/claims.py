@@ -8,12 +8,14 @@ level (``level: chance``) where its whole interval lies within the margin of wha
 """
 
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
+
 from .bundled import bundled
 from .errors import FuseMixLiteError
+from .metrics import guessing
 from .profiles import Profile
 from .records import Record
 from .reported import MARKS
@@ -107,15 +109,10 @@ def explains(rise: Interval, margin: float = 0.5) -> Literal["a cause", "acquitt
 
 
 def chance(metric: str, profile: Profile) -> float:
-    """Recall in percent of blind guessing on the test scenes: every order of the gallery is equally likely.
-
-    A caption has one right image among N. An image has c right captions among N c; it misses where the first k are all
-    captions of others, for one right caption is enough.
-    """
+    """Recall in percent of blind guessing on the test items, each with as many captions as the profile says."""
     way, k = metric.split("@")
-    own = profile.captions if way.endswith("_to_text") else 1
-    gallery = profile.test_items * own
-    return 100 * (1 - comb(gallery - own, int(k)) / comb(gallery, int(k)))
+    owner = torch.arange(profile.test_items).repeat_interleave(profile.captions)
+    return guessing(owner, profile.test_items, int(k))["x_to_y" if way.endswith("_to_text") else "y_to_x"]
 
 
 def _apply(claim: Claim, rule: dict, record: Record) -> Verdict:

@@ -136,7 +136,7 @@ def data(args, say: Speaker) -> None:
     what = {"image": "pictures", "audio": "sounds"}[found["media"]]
     text = f"{table}: {found['items']:,} {what} ({parts}), {found['rows']:,} captions; {found['written']:,} files written now"
     say.result({**found, "out": str(args.out), "table": str(table)}, text)
-    say.next(f"extract {args.out} --out {Path(args.out).name}-latents")
+    say.next(f"extract {args.out} --out latents")
 
 
 def extract(args, say: Speaker) -> None:

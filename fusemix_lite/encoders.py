@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from .disk import read_json
 from .errors import FuseMixLiteError
 from .torchvision_fix import import_torchvision_safely
 
@@ -366,10 +367,7 @@ def _infer_modality(folder: Path) -> str:
 def _read_json(file: Path) -> dict:
     if not file.is_file():
         return {}
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise FuseMixLiteError(f"{file} is no JSON: {error}") from error
+    content = read_json(file, "fetch or write the folder again")
     if not isinstance(content, dict):
         raise FuseMixLiteError(f"{file} holds no JSON object")
     return content

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from .datasets import SoundingScenes, scene_pairs
+from .disk import as_json, write_aside
 from .errors import FuseMixLiteError
 from .mixing import SCHEMES
 from .pairs import LatentPairs
@@ -351,9 +352,7 @@ def main() -> None:
             continue
         path = args.out / p.name / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        aside.write_text(json.dumps(sweep(name, p, args.workers), indent=1) + "\n")
-        aside.replace(path)
+        write_aside(path, as_json(sweep(name, p, args.workers)))
         print(path)
 
 

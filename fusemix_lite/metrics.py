@@ -58,6 +58,19 @@ def recall_at_k(u: Tensor, v: Tensor, owner: Tensor, ks: Sequence[int] = (1, 5, 
     }
 
 
+def guessing(owner: Tensor, n_items: int, k: int) -> dict[str, float]:
+    """Recall@k in percent of a ranking drawn by lot, exact, for queries as in `ranks`: ``{"x_to_y": %, "y_to_x": %}``.
+
+    A row of y has one right item among `n_items`. An item with c right rows among M misses where the first k are all
+    rows of others, so several right rows do not simply multiply its chance.
+    """
+    counts = owner.unique(return_counts=True)[1].double()  # rows of each item that has any
+    rows, missed = len(owner), counts.new_ones(len(counts))
+    for drawn in range(min(k, rows)):
+        missed *= ((rows - drawn - counts) / (rows - drawn)).clamp(min=0)
+    return {"x_to_y": 100 * (1 - missed.mean().item()), "y_to_x": 100 * min(k, n_items) / n_items}
+
+
 @torch.inference_mode()
 def retrieval(model, pairs: LatentPairs, ks: Sequence[int] = (1, 5, 10)) -> dict[str, dict[int, float]]:
     """`recall_at_k` of a `FusionModel` on pairs: ``{"image_to_text": {k: percent}, "text_to_image": {...}}``."""

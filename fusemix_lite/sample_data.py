@@ -3,11 +3,11 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from .datasets import WORLD_VERSION, SoundingScenes
+from .disk import as_json, write_aside
 from .errors import FuseMixLiteError
 
 MEDIA = {"image-text": ("image", "png"), "audio-text": ("audio", "ogg")}  # pair set -> modality, kind of file
@@ -54,14 +54,16 @@ def write_scenes(
     for world, index in _tqdm([(w, i) for w in worlds for i in range(len(w))], pair, progress):
         name = f"{modality}/{world.split}-{index:06d}.{suffix}"
         if not (out / name).exists():
-            content = _png(world.image(index)) if modality == "image" else _ogg(world.audio(index))
-            _write_aside(out / name, content)
+            if modality == "image":
+                write_aside(out / name, _png(world.image(index)), sync=False)
+            else:
+                _write_ogg(out / name, world.audio(index))
             written += 1
         part = () if split else (world.split,)
         rows += [(name, world.caption(index, k), *part) for k in range(captions)]
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([(modality, "text", *(() if split else ("split",))), *rows])
-    _write_aside(out / TABLE, table.getvalue().encode())
+    write_aside(out / TABLE, table.getvalue().encode())
     return {**asked, "media": modality, "parts": counts, "rows": len(rows), "written": written}
 
 
@@ -81,13 +83,7 @@ def _claim(out: Path, asked: dict) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise FuseMixLiteError(f"{out} is in use (it holds {sorted(out.iterdir())[0].name}): choose a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    _write_aside(marker, (json.dumps(asked, indent=1) + "\n").encode())
-
-
-def _write_aside(file: Path, content: bytes) -> None:
-    aside = file.with_name(file.name + ".tmp")
-    aside.write_bytes(content)
-    os.replace(aside, file)
+    write_aside(marker, as_json(asked))
 
 
 def _png(image) -> bytes:
@@ -96,14 +92,15 @@ def _png(image) -> bytes:
     return buffer.getvalue()
 
 
-def _ogg(audio) -> bytes:
+def _write_ogg(file: Path, audio) -> None:
+    """Straight to the disk: into a buffer, soundfile writes through callbacks that would swallow a Ctrl-C."""
     import soundfile
 
     from .scene_audio import RATE
 
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio, RATE, format="OGG", subtype="VORBIS")
-    return buffer.getvalue()
+    aside = file.with_name(file.name + ".tmp")
+    soundfile.write(aside, audio, RATE, format="OGG", subtype="VORBIS")
+    aside.replace(file)
 
 
 def _tqdm(items: list, label: str, progress: bool) -> Iterable:

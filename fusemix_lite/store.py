@@ -12,7 +12,6 @@ complete. Only safetensors and JSON are read, and what a manifest says is checke
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .disk import as_json, read_json, write_aside
 from .errors import FuseMixLiteError
 
 FORMAT = "fusemix-lite latents"
@@ -138,7 +138,7 @@ class LatentStore:
     @property
     def quarantine(self) -> list[dict]:
         """Items left out at extraction, each with index, item_id, path (or None) and reason."""
-        return _read_json(self.path / "quarantine.json")
+        return read_json(self.path / "quarantine.json", _REMEDY)
 
     def __len__(self) -> int:
         return self.array.shape[0]
@@ -204,7 +204,7 @@ class LatentWriter:
             why = f"overflows {self.dtype}: use float32" if np.isfinite(latents[row]).all() else "is not finite"
             raise FuseMixLiteError(f"{file}: the latent of item {item_ids[row]} (row {row} of the shard) {why}")
         metadata = {**vars(self.origin), "item_ids": list(item_ids), "quarantine": list(quarantine)}
-        _write_aside(file, save({"latents": stored}, {"fusemix_lite": json.dumps(metadata)}))
+        write_aside(file, save({"latents": stored}, {"fusemix_lite": json.dumps(metadata)}))
         self._done.add(number)
 
     def finish(self, count: int) -> LatentStore:
@@ -231,8 +231,8 @@ class LatentWriter:
             "shards": shards,
             "item_ids": item_ids,
         }
-        _write_aside(self.path / "quarantine.json", _json(quarantine))
-        _write_aside(self.path / "manifest.json", _json(manifest))
+        write_aside(self.path / "quarantine.json", as_json(quarantine))
+        write_aside(self.path / "manifest.json", as_json(manifest))
         return LatentStore.open(self.path)
 
 
@@ -240,7 +240,7 @@ def _read_manifest(file: Path) -> dict:
     """The manifest, with everything in it checked that opening a store relies on."""
     if not file.is_file():
         raise FuseMixLiteError(f"{file} is missing: no latent store, or not finished (extract again to go on)")
-    manifest = _read_json(file)
+    manifest = read_json(file, _REMEDY)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise FuseMixLiteError(f'{file} is not of format "{FORMAT}", version {VERSION}: {_REMEDY}')
     try:
@@ -295,27 +295,6 @@ def _open_shard(file: Path) -> tuple[np.ndarray, dict]:
 
 def _shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FuseMixLiteError(f"{file} cannot be read ({error}): {_REMEDY}") from error
-
-
-def _write_aside(file: Path, content: bytes) -> None:
-    """Write under another name, then rename: a file with its final name is whole, whatever dies in between."""
-    aside = file.with_name(file.name + ".tmp")
-    with aside.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    aside.replace(file)
 
 
 def _sha256(file: Path) -> str:

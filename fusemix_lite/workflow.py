@@ -13,7 +13,6 @@ and beside it ``encoders.json`` (which encoder every latent came from), ``parts.
 
 import hashlib
 import json
-import os
 import platform
 import time
 import warnings
@@ -23,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .disk import as_json, read_json, write_aside
 from .errors import FuseMixLiteError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def extract_pairs(
     media = dataset.media
     if asked and asked != [media]:
         raise FuseMixLiteError(f"{source} holds {media} files, not {asked[0]}: name an encoder with --{media}")
-    known = _read_json(out / PAIRS) if (out / PAIRS).exists() else {"media": media}
+    known = _read_object(out / PAIRS) if (out / PAIRS).exists() else {"media": media}
     if known.get("media") != media:
         raise FuseMixLiteError(f"{out} holds latents of {known.get('media')} pairs: choose another folder")
     modalities = [media, "text"] if len(dataset.fields("text")[0]) else [media]
@@ -126,7 +126,7 @@ def extract_pairs(
         "encoders": {m: encoder_identity(found[m], chosen[m], stores[m].dim) for m in modalities},
         "split": dict(zip(dataset.items, dataset.splits, strict=True)) if dataset.splits else None,
     }
-    _write_json(out / PAIRS, content)
+    write_aside(out / PAIRS, as_json(content))
     left_out = {m: {"count": len(s.quarantine), "list": str(s.path / "quarantine.json")} for m, s in stores.items()}
     return {**content, "rows": {m: len(store) for m, store in stores.items()}, "left_out": left_out}
 
@@ -262,11 +262,11 @@ def save_model(out: Path, result: "FitResult", encoders: dict[str, dict], facts:
         },
     }
     result.model.cpu().save_pretrained(out)
-    _write_json(out / ENCODERS, {"names": list(encoders), "encoders": encoders})
+    write_aside(out / ENCODERS, as_json({"names": list(encoders), "encoders": encoders}))
     ids = {name: list(pairs.item_ids) for name, pairs in parts.items() if pairs.item_ids is not None}
-    _write_json(out / PARTS, {"dataset": facts.get("dataset", ""), "parts": ids})
-    _write_json(out / HISTORY, result.history)
-    _write_json(out / FIT, content)
+    write_aside(out / PARTS, as_json({"dataset": facts.get("dataset", ""), "parts": ids}))
+    write_aside(out / HISTORY, as_json(result.history))
+    write_aside(out / FIT, as_json(content))
     return content
 
 
@@ -298,7 +298,7 @@ def load_model(folder: str | Path):
 
     folder = model_folder(folder)
     model = FusionModel.from_pretrained(folder)
-    content = _read_json(folder / ENCODERS)
+    content = _read_object(folder / ENCODERS)
     encoders = content.get("encoders")
     if not isinstance(encoders, dict) or encoders.keys() != model.in_dims.keys():
         raise FuseMixLiteError(f"{folder / ENCODERS} does not name an encoder for {', '.join(model.in_dims)}: fit again")
@@ -319,7 +319,7 @@ def evaluate(
     """
     import torch
 
-    from .metrics import cluster_bootstrap, embed_rows, modality_gap, ranks
+    from .metrics import cluster_bootstrap, embed_rows, guessing, modality_gap, ranks
 
     model, encoders = load_model(folder)
     check_encoders(folder, encoders, latents)
@@ -350,22 +350,13 @@ def evaluate(
     }
 
 
-def guessing(owner, n_items: int, k: int) -> dict[str, float]:
-    """Recall@k in percent of a ranking drawn by lot, for queries as in `metrics.ranks`: hypergeometric, exact."""
-    counts = owner.unique(return_counts=True)[1].double()  # captions of each item that has any
-    rows, missed = len(owner), counts.new_ones(len(counts))
-    for drawn in range(min(k, rows)):
-        missed *= ((rows - drawn - counts) / (rows - drawn)).clamp(min=0)
-    return {"x_to_y": 100 * (1 - missed.mean().item()), "y_to_x": 100 * min(k, n_items) / n_items}
-
-
 def held_out(folder: str | Path, latents: Latents, part: str | None = None) -> tuple[str, "LatentPairs", bool | None]:
     """The pairs to judge a model on: their part's name, the pairs, and whether the model's own record tells it.
 
     None instead of True or False: the model keeps no record, so nothing says which items it has seen.
     """
     file = model_folder(folder) / PARTS
-    record = _read_json(file) if file.exists() else {}
+    record = _read_object(file) if file.exists() else {}
     recorded = {name: set(ids) for name, ids in record.get("parts", {}).items()}
     ids = {item for pairs in latents.parts.values() for item in pairs.item_ids}
     shaped = ids & (recorded.get("train", set()) | recorded.get("val", set()))
@@ -413,7 +404,7 @@ def read_pairs_json(folder: str | Path) -> dict:
     file = Path(folder) / PAIRS
     if not file.is_file():
         raise FuseMixLiteError(f"{file} is missing: no latents, or not finished (run extract again to go on)")
-    content = _read_json(file)
+    content = _read_object(file)
     keys = {"source": str, "dataset": str, "media": str, "encoders": dict}
     if content.get("format") != FORMAT or content.get("version") != 1:
         raise FuseMixLiteError(f'{file} is not of format "{FORMAT}", version 1: extract again')
@@ -478,19 +469,8 @@ def _enough(items: int, fractions: dict[str, float], source: str) -> None:
         raise FuseMixLiteError(f"{source}: {items} items are too few for parts of {', '.join(map(str, fractions.values()))}")
 
 
-def _read_json(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise FuseMixLiteError(f"{file} is missing: make the folder again with fit") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FuseMixLiteError(f"{file} cannot be read ({error}): make it again") from None
+def _read_object(file: Path) -> dict:
+    content = read_json(file, "make the folder again with the command that wrote it")
     if not isinstance(content, dict):
         raise FuseMixLiteError(f"{file} holds no JSON object: make it again")
     return content
-
-
-def _write_json(file: Path, content: Any) -> None:
-    aside = file.with_name(file.name + ".tmp")
-    aside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, file)

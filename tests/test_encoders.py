@@ -303,7 +303,7 @@ BROKEN = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "it needs config.json"),
     "remote code": (remote_code, "cannot be loaded"),
     "config no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
-    "settings no JSON": (settings("{"), "fusemix_lite.json is no JSON"),
+    "settings no JSON": (settings("{"), "fusemix_lite.json cannot be read"),
     "settings no object": (settings("[]"), "fusemix_lite.json holds no JSON object"),
     "pooling unknown": (settings('{"pooling": "max"}'), 'pooling "max"'),
     "modality unknown": (settings('{"modality": "smell"}'), 'modality "smell"'),

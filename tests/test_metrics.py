@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusemix_lite import FuseMixLiteError, FusionModel, LatentPairs, metrics, modality_gap, recall_at_k, retrieval
-from fusemix_lite.metrics import cluster_bootstrap, embed_rows, linearity, ranks
+from fusemix_lite.metrics import cluster_bootstrap, embed_rows, guessing, linearity, ranks
 
 
 def naive_ranks(u, v, owner):
@@ -176,3 +176,17 @@ def test_linearity_averages_captions_and_goes_both_ways():
     assert one["x_to_y"].linear == pytest.approx(1 / 2, abs=0.1)  # noise as large as what there is to explain
     assert five["x_to_y"].linear == pytest.approx(5 / 6, abs=0.07)
     assert five["y_to_x"].linear > one["y_to_x"].linear + 0.05
+
+
+def test_guessing_is_what_random_rankings_give():
+    owner = torch.tensor([0, 0, 0, 1, 3, 3])  # of four items, one without a caption
+    generator, draws = torch.Generator().manual_seed(0), 20_000
+    for k in (1, 2, 5, 10):
+        hits = []
+        for item in (0, 1, 3):
+            own = int((owner == item).sum())
+            order = torch.rand(draws, len(owner), generator=generator).argsort(1)
+            hits.append((order[:, :k] < own).any(1).double().mean())
+        found = guessing(owner, 4, k)
+        assert found["x_to_y"] == pytest.approx(100 * float(torch.stack(hits).mean()), abs=1)
+        assert found["y_to_x"] == pytest.approx(100 * min(k, 4) / 4)
