@@ -68,12 +68,18 @@ def fit(
         train: pairs to learn from.
         val: pairs to select on: the model returned is the best of `evals` looks by the mean of both directions'
             R@1, 5, 10. None: the last. Never the test set.
-        augment: a name in `mixing.SCHEMES`; `alpha` and `per` go to it.
+        augment: a name in `mixing.SCHEMES`.
+        alpha: how strong; given to the scheme.
+        per: one mixing coefficient a "batch" or a "pair"; given to the scheme.
         batch_size: pairs *in the loss*; a mixing scheme loads twice as many rows. Where that is more than `train`
             has, the batch is made smaller, with a warning.
         steps: optimiser steps.
         lr: peak learning rate, reached after the fraction `warmup` of the steps; then a cosine down to 0.
-        shared_dim, depth, expansion, dropout, standardize: of the `FusionModel`; statistics come from `train`.
+        weight_decay: of AdamW.
+        warmup: share of the steps in which the learning rate rises.
+        shared_dim, depth, expansion, dropout: of the `FusionModel`.
+        standardize: standardise the latents first, with the statistics of `train`.
+        evals: looks at `val`, evenly spread over the steps.
         seed: sets initialisation, batch order, mixing and dropout. The caller's random state is left untouched.
         device: "auto" is CUDA where there is one, otherwise the CPU.
         progress: show a bar.
