@@ -603,7 +603,7 @@ def adapters_card(name: str) -> str:
     """The model card of a set of adapters, in Markdown."""
     import torch
 
-    from .workflow import guessing
+    from .metrics import guessing
 
     folder = WEIGHTS / name
     config, facts, sides = (json.loads((folder / f).read_text()) for f in ("config.json", "fit.json", "encoders.json"))
