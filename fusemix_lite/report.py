@@ -121,6 +121,23 @@ def curves(ax, x: Sequence[float], series: dict[str, Sequence]) -> None:
         ax.annotate(name, (x[-1], free), **place, color=COLOURS[name], weight="bold", va="center", annotation_clip=False)
 
 
+def forest(ax, groups: dict[str, dict[str, Sequence]], marker: str = "o") -> None:
+    """Draw intervals (``mean``, ``low``, ``high``) as rows from top to bottom, a label beside every group of them.
+
+    groups: label -> {name: interval}; the name gives the colour (COLOURS) and, once each, a label for a legend.
+    """
+    y, ticks, seen = 0.0, {}, set()
+    for label, rows in groups.items():
+        ticks[label] = y - (len(rows) - 1) / 2
+        for name, (mean, low, high) in rows.items():
+            ax.plot([low, high], [y, y], color=COLOURS[name])
+            ax.plot(mean, y, marker, ms=7, color=COLOURS[name], label="_" * (name in seen) + name)
+            seen.add(name)
+            y -= 1
+        y -= 1.5  # room between groups
+    ax.set_yticks(list(ticks.values()), list(ticks))
+
+
 def table(rows: Sequence[dict], caption: str, digits: int = 1) -> None:
     """Display a list of rows (dicts with the same keys) as a numbered HTML table; floats are rounded to `digits`."""
     _check_text("table", caption=caption)

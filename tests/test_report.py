@@ -178,3 +178,18 @@ def test_curves_are_named_at_their_ends_without_overlap():
     assert names[0].xyann[1] == 10 and names[1].xyann[1] - names[0].xyann[1] > 0.5
     assert not ax.get_legend() and len(ax.containers) == 2
     plt.close(fig)
+
+
+def test_a_forest_has_a_row_an_interval_and_a_label_a_group():
+    fig, ax = plt.subplots()
+    few = {"fusemix": Interval(1, 0, 2), "none": Interval(-1, -2, 0)}
+    report.forest(ax, {"few": few, "many": {"fusemix": Interval(3, 2, 4)}})
+    spans, means = ax.lines[::2], ax.lines[1::2]
+    assert [tuple(line.get_xdata()) for line in spans] == [(0, 2), (-2, 0), (2, 4)]
+    assert [line.get_xdata()[0] for line in means] == [1, -1, 3]
+    heights = [line.get_ydata()[0] for line in means]
+    assert heights == sorted(heights, reverse=True) and heights[1] - heights[2] > heights[0] - heights[1]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["few", "many"]
+    assert list(ax.get_yticks()) == [sum(heights[:2]) / 2, heights[2]]
+    assert ax.get_legend_handles_labels()[1] == ["fusemix", "none"]  # once each
+    plt.close(fig)
