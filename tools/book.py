@@ -105,6 +105,7 @@ def stage(folder: Path, notebooks: list[Path], address: str, measured: dict[str,
     for source in notebooks:
         notebook = read(source)
         set_address(notebook, address)
+        notebook.metadata.language_info.pygments_lexer = "ipython3"  # Python's own stops at a line like `!ls`
         write(notebook, folder / "book" / source.name)
 
 
