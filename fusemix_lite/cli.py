@@ -134,7 +134,7 @@ def data(args, say: Speaker) -> None:
     parts = ", ".join(f"{count:,} {part}" for part, count in found["parts"].items())
     table = Path(args.out) / TABLE
     what = {"image": "pictures", "audio": "sounds"}[found["media"]]
-    text = f"{table}: {found['items']:,} {what} ({parts}), {found['rows']:,} captions; {found['written']:,} files written now"
+    text = f"{table}: {found['items']:,} {what} ({parts}), {found['rows']:,} captions\n{found['written']:,} files written now"
     say.result({**found, "out": str(args.out), "table": str(table)}, text)
     say.next(f"extract {args.out} --out latents")
 
@@ -178,12 +178,14 @@ def fit(args, say: Speaker) -> None:
     found = train(latents, args.out, args.fractions, args.seed, args.overwrite, say.progress, **options)
     a, b = latents.names
     items, pairs = found["items"], found["pairs"]
-    parts = ", ".join(f"{part} {items[part]:,} items with {pairs[part]:,} rows of {b}" for part in items)
+    parts = ", ".join(f"{part} {items[part]:,} with {pairs[part]:,}" for part in items)
     at = {way: " / ".join(f"{value:.1f}" for value in by_k.values()) for way, by_k in found["val"].items()}
     text = (
-        f"{args.out}: {a} and {b} aligned in {found['seconds']:.0f} s; {parts}\n"
-        f"best look: step {found['best_step']:,} of {options['steps']:,}; validation R@1 / 5 / 10 in %: "
-        f"{a} to {b} {at[f'{a}_to_{b}']}, {b} to {a} {at[f'{b}_to_{a}']}"
+        f"{args.out}: {a} and {b} aligned in {found['seconds']:.0f} s\n"
+        f"items with rows of {b}: {parts}\n"
+        f"best look: step {found['best_step']:,} of {options['steps']:,}\n"
+        f"validation R@1 / 5 / 10 in %: {a} to {b} {at[f'{a}_to_{b}']}\n"
+        f"{'':<30}{b} to {a} {at[f'{b}_to_{a}']}"
     )
     say.result({**found, "out": str(args.out), "audit": [finding._asdict() for finding in findings]}, text)
     if args.latents:
@@ -200,11 +202,12 @@ def evaluate(args, say: Speaker) -> None:
         None: "the model keeps no record of what shaped it",
     }[found["recorded"]]
     lines = [f"part {found['part']} ({whose}): {found['items']:,} items, {found['captions']:,} captions"]
-    lines.append(f"{'recall in % (95 % interval)':<28}" + "".join(f"{f'R@{k}':>22}" for k in (1, 5, 10)))
+    lines.append(f"{'recall in %':<17}" + "".join(f"{f'R@{k}':>21}" for k in (1, 5, 10)))  # fits 80 columns
     for way, by_k in found["recall"].items():
         cells = (f"{at['mean']:.1f} ({at['low']:.1f}–{at['high']:.1f})" for at in by_k.values())
-        lines.append(f"{way.replace('_', ' '):<28}" + "".join(f"{cell:>22}" for cell in cells))
-        lines.append(f"{'  blind guessing':<28}" + "".join(f"{at['guessing']:>22.1f}" for at in by_k.values()))
+        lines.append(f"{way.replace('_', ' '):<17}" + "".join(f"{cell:>21}" for cell in cells))
+        lines.append(f"{'  blind guessing':<17}" + "".join(f"{at['guessing']:>21.1f}" for at in by_k.values()))
+    lines.append("in brackets: 95 % interval over items")
     lines.append(f"modality gap {found['modality_gap']:.2f} (distance of the two centroids, 0 to 2)")
     if found["part"] in ("train", "val"):
         say.note(f"part {found['part']} shaped the model: this is no estimate of what it does on new items")
