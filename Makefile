@@ -44,7 +44,7 @@ book: setup  ## execute the chapters into _build and build the pages; the work t
 	$(BIN)/python -m tools.book build $(if $(PROFILE),--profile $(PROFILE)) $(if $(REPO_URL),--repo-url $(REPO_URL)) $(if $(KEEP),--keep)
 
 test: setup lint  ## everything that CI checks; pytest comes last
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 300 \
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600 \
 	  -n $(WORKERS) --dist loadfile --durations 12 book tests
 
 lint: setup
