@@ -7,14 +7,34 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from .disk import as_json, write_aside
 from .errors import FuseMixLiteError
 
 IDENTITY = "identity"
 TEMPERATURE, TEMPERATURE_RANGE = 0.07, (0.001, 0.5)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+#: README.md of a saved model; the hub reads its head.
+CARD = """\
+---
+{{ card_data }}
+---
+
+# FuseMix adapters
+
+Small adapters that bring latents of frozen encoders into one shared space, trained with
+[FuseMix]({{ paper_url }}) by fusemix-lite. `config.json` holds their shape; where `encoders.json` is there, it names the
+encoders that they belong to.
+
+    from fusemix_lite import FusionModel
+
+    model = FusionModel.from_pretrained("this folder, or its id on the hub")
+
+To be filled in by whoever passes it on: data, licence, what it is good and bad at.
+"""
 
 
 class ResidualBlock(nn.Module):
@@ -76,6 +96,7 @@ class FusionModel(
     library_name="fusemix-lite",
     tags=["fusemix", "multimodal", "contrastive-learning"],
     paper_url="https://arxiv.org/abs/2312.10144",
+    model_card_template=CARD,
 ):
     """One tower a modality, a shared space and a temperature.
 
@@ -152,8 +173,9 @@ class FusionModel(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # The mixin's own config would drop, without a word, an option that JSON cannot hold.
-        (save_directory / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
-        save_file(self.state_dict(), save_directory / WEIGHTS)
+        write_aside(save_directory / CONFIG, as_json(self.config))
+        # Not save_file, whose file only its owner may read.
+        write_aside(save_directory / WEIGHTS, save({name: t.contiguous() for name, t in self.state_dict().items()}))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub_options) -> "FusionModel":
