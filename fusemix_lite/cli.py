@@ -212,6 +212,8 @@ def evaluate(args, say: Speaker) -> None:
     if found["part"] in ("train", "val"):
         say.note(f"part {found['part']} shaped the model: this is no estimate of what it does on new items")
     say.result(found, "\n".join(lines))
+    if args.latents and found["part"] == "test":
+        say.next(f'search "…" --in {args.latents} --model {args.model}')
 
 
 def search(args, say: Speaker) -> None:

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -169,6 +170,12 @@ def _read_folder(folder: Path, media: str | None) -> FilePairs:
             lines = re.split(r"[\r\n]+", _decode(file))  # str.splitlines also breaks where Unicode would
             captions += [(index, line.strip()) for line in lines if line.strip()]
     items = [_encodable(str(folder), path.as_posix()) for path in paths]
+    tables = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in TABLES)
+    if tables and not captions:
+        warnings.warn(
+            f"no captions: {folder / tables[0]} is not read, since it is not called captions.csv: give the table itself",
+            stacklevel=3,
+        )
     return FilePairs(folder, folder, media, items, captions)
 
 
@@ -209,7 +216,8 @@ def _media_column(where: str, row: Mapping[str, Any], media: str | None) -> tupl
     if "file_name" in row:
         return "file_name", None
     wanted = f'"{media}"' if media else '"image" or "audio"'
-    raise FuseMixLiteError(f'{where}: no column {wanted} (or "file_name"); there are {", ".join(map(str, row))}')
+    have = ", ".join(map(str, row))
+    raise FuseMixLiteError(f'{where}: no column {wanted} (or "file_name"); the first line names {have}: rename it there')
 
 
 def _checked(where: str, row: Mapping[str, Any], column: str, media: str | None) -> _Row:
@@ -256,7 +264,9 @@ def _encodable(where: str, text: str) -> str:
 
 def _csv_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number (of a row's end) and cells by column."""
-    delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    semicolons = ";" in first and "," not in first  # as spreadsheets write where the comma is the decimal sign
+    delimiter = "\t" if table.suffix.lower() == ".tsv" else ";" if semicolons else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = None
     try:

@@ -74,6 +74,8 @@ def guessing(owner: Tensor, n_items: int, k: int) -> dict[str, float]:
 @torch.inference_mode()
 def retrieval(model, pairs: LatentPairs, ks: Sequence[int] = (1, 5, 10)) -> dict[str, dict[int, float]]:
     """`recall_at_k` of a `FusionModel` on pairs: ``{"image_to_text": {k: percent}, "text_to_image": {...}}``."""
+    if not isinstance(pairs, LatentPairs):
+        raise FuseMixLiteError(f"retrieval(model, pairs): pairs is a {type(pairs).__name__}: give a model, then LatentPairs")
     a, b = pairs.names
     u, v = embed_rows(model, a, pairs.x), embed_rows(model, b, pairs.y)
     recalls = recall_at_k(u, v, pairs.owner.to(u.device), ks)

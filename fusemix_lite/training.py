@@ -176,6 +176,10 @@ def _fitting_batch(batch_size: int, rows_per_pair: int, pairs: int) -> int:
 
 
 def _check(train, val, augment, batch_size, steps, lr, warmup, evals) -> None:
+    for name, pairs in (("train", train), ("val", val)):
+        if not isinstance(pairs, LatentPairs) and (name, pairs) != ("val", None):
+            what = f"fit: {name} is a {type(pairs).__name__}"
+            raise FuseMixLiteError(f"{what}: give LatentPairs (workflow.open_latents reads a folder)")
     if augment not in SCHEMES:
         raise FuseMixLiteError(f"unknown scheme {augment!r}: choose one of {', '.join(SCHEMES)}")
     ranges = {

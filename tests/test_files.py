@@ -73,6 +73,19 @@ def test_a_folder_of_files_with_texts_beside_them(tmp_path):
     assert read_pairs(tmp_path, "image").items == ["p.jpg"] and len(read_pairs(tmp_path, media="audio")) == 3
 
 
+def test_semicolons_as_spreadsheets_write_them(tmp_path):
+    write(tmp_path / "pairs.csv", csv_text(header="image;text;split", separator=";"))
+    write(tmp_path / "commas.csv", csv_text())
+    assert read_pairs(tmp_path / "pairs.csv").captions == read_pairs(tmp_path / "commas.csv").captions
+
+
+def test_a_table_under_another_name_is_not_passed_over_in_silence(tmp_path):
+    write(tmp_path / "good.csv", csv_text())
+    write(tmp_path / "a.jpg", "x")
+    with pytest.warns(UserWarning, match="good.csv is not read.*give the table itself"):
+        read_pairs(tmp_path)
+
+
 def test_names_and_captions_in_any_script(tmp_path):
     name = "größe/猫.jpg"
     write(tmp_path / name, "x")
@@ -136,7 +149,7 @@ BAD = {
     "empty.csv": ("", "holds no row"),
     "header only.csv": ("image,text\n", "holds no row"),
     "empty.jsonl": ("\n", "holds no row"),
-    "no media column.csv": ("photo,text\na.jpg,x\n", 'line 2: no column "image" or "audio" .* there are photo, text'),
+    "no media column.csv": ("photo,text\na.jpg,x\n", 'no column "image" or "audio" .* first line names photo, text: rename'),
     "no text.csv": ("image,caption\na.jpg,x\n", 'line 2: no column "text"; there are image, caption'),
     "twice.csv": ("image,text,text\na.jpg,x,y\n", "line 1: a column name occurs twice"),
     "comma.csv": ("image,text\na.jpg,a dog, barking\n", "line 2: 3 cells under 2 columns: put quotes"),

@@ -192,3 +192,13 @@ def test_silent_without_progress(pairs, capsys):
 def test_bad_arguments(pairs, options, message):
     with pytest.raises(FuseMixLiteError, match=message):
         fit(pairs, **QUICK | options)
+
+
+def test_what_is_no_pairs_is_refused_by_name():
+    pairs = toy_pairs()
+    with pytest.raises(FuseMixLiteError, match="train is a str: give LatentPairs"):
+        fit("latents")
+    with pytest.raises(FuseMixLiteError, match="val is a str"):
+        fit(pairs, "latents")
+    with pytest.raises(FuseMixLiteError, match="give a model, then LatentPairs"):
+        retrieval(pairs, FusionModel(pairs.dims))
