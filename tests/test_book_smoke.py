@@ -7,7 +7,8 @@ from tools.notebooks import chapters, read
 
 
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
-def test_smoke(chapter, tmp_path):
+def test_smoke(chapter, tmp_path, monkeypatch):
+    monkeypatch.delenv("FUSEMIX_LITE_REAL", raising=False)  # as for a reader who has no real latents
     target = tmp_path / chapter.name
     execute(chapter, target, {"profile": "smoke", "seeds": 3})
     code = [cell for cell in read(target).cells if cell.cell_type == "code"]

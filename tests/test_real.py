@@ -1,12 +1,13 @@
 """Real latents: their form, their reduction, their hash, and what is said where they are not there."""
 
 import json
+from datetime import date
 
 import pytest
 import torch
 
-from fusemix_lite import FuseMixLiteError, LatentPairs, profile, real
-from fusemix_lite.records import Record
+from fusemix_lite import FuseMixLiteError, LatentPairs, experiments, profile, real
+from fusemix_lite.records import Record, weights_digest
 
 
 def pack(seed: int = 0, captions: int = 2, dims: tuple[int, int] = (12, 9), names=("image", "text")) -> dict:
@@ -197,6 +198,16 @@ def test_describe_looks_at_no_test_item(folder):
     assert again.pop("digest") != told.pop("digest") and again == told
 
 
+def test_facts_are_those_of_the_committed_records():
+    for name, known in real.REAL.items():
+        told = real.facts(name)
+        assert set(told["dims"]) == set(known.names)
+        assert Record.load(name).content["data"] == {name: told["digest"]}
+    for teller in real.TELLERS:
+        weights = real.facts(teller)["weights"]
+        assert weights == {name: weights_digest(name) for name in weights}, "run `python -m fusemix_lite.real`"
+
+
 def test_facts_that_are_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(real, "FACTS", tmp_path / "none.json")
     with pytest.raises(FuseMixLiteError, match="python -m fusemix_lite.real"):
@@ -222,3 +233,17 @@ def test_live_rows_run_where_the_latents_are(folder):
     rows = real.live_rows(toy_record(), p, arms, ("image_to_text@1",))
     assert [(row["scheme"], row["seed"]) for row in rows] == [("none", 0), ("none", 1), ("fusemix", 0), ("fusemix", 1)]
     assert all(row["verdict"] == "other scale or data: not compared" and row["image_to_text@1"] >= 0 for row in rows)
+
+
+def test_a_whole_record_is_made_where_the_latents_are(folder, monkeypatch):
+    """live = "full", and a slice of what it made: the same data, the same scale, the same numbers."""
+    monkeypatch.setenv("FUSEMIX_LITE_CACHE", str(folder / "cache"))  # no run of an earlier test
+    p = profile("smoke", photo_sizes=(20, 40), real_lengths=(2,), batch_size=8)
+    record = experiments.obtain("flickr8k", p, live="full")
+    assert record.content["data"] == {"flickr8k": real.data_digest("flickr8k")}
+    assert record.stamp.startswith(f"recorded on {date.today()}") and record.stamp.endswith("2 seeds")
+    arms = [{"data": "flickr8k", "scheme": scheme, "items": 40} for scheme in ("none", "fusemix")]
+    rows = real.live_rows(record, p, arms, ("image_to_text@1",))
+    assert [row["verdict"] for row in rows] == ["as recorded"] * 4
+    recorded = [value for arm in arms for value in record.values("image_to_text@1", **arm)]
+    assert [row["image_to_text@1"] for row in rows] == recorded
