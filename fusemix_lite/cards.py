@@ -436,7 +436,8 @@ run, and what a chapter would find with them is not known.
   involved). The clips of AudioCaps come from AudioSet, so an encoder that was tuned on AudioSet's labels may have heard
   them. A recall on such data says less about new data than it seems to.
 - An encoder that is not in the table works as well. If the CLS token (pictures; the model's own
-  pooling where there is none) or the mean (text, sound) is not what it wants, put a `fusemix_lite.json` beside its weights: {{"pooling": "pooler", "prefix": "query: "}}, for instance.
+  pooling where there is none) or the mean (text, sound) is not what it wants, put a
+  `fusemix_lite.json` beside its weights: {{"pooling": "pooler", "prefix": "query: "}}, for instance.
 
 Cards of the encoders that do come with the package: {lite}.
 """
