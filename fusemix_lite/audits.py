@@ -4,7 +4,6 @@ Recall on test items says something about new data only if they are new. A photo
 byte or nearly so, or a caption that several items share, makes it look better or worse than it is.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import combinations
@@ -13,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .disk import sha256
 from .files import FilePairs
+from .metrics import tiles
 from .pairs import LatentPairs
 
 NEAR = 0.99  # cosine of centred latents from which two items count as one picture or sound, saved twice
-TILE_SCORES = 2**22  # similarities held at once: 16 MB, however many items there are
 
 
 class Finding(NamedTuple):
@@ -62,7 +62,7 @@ def _of_files(dataset: FilePairs, part_of: Mapping[str, str]) -> Iterable[Findin
         yield Finding("missing files", len(missing), missing[0], advice)
     there = [item for item in path_of if item not in set(missing) and path_of[item].stat().st_size]
     same_size = _groups(there, lambda item: path_of[item].stat().st_size)  # only these have to be read
-    same = [twins for group in same_size for twins in _groups(group, lambda item: _sha256(path_of[item]))]
+    same = [twins for group in same_size for twins in _groups(group, lambda item: sha256(path_of[item]))]
     if same:
         advice = "Keep one of each with all its captions: in retrieval, only one of two equal items counts as right."
         yield Finding("identical files", sum(len(twins) - 1 for twins in same), _equal(same[0]), advice)
@@ -123,7 +123,7 @@ def _nearest(queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and row of the most similar row of gallery (N, D) for each of queries (Q, D), tile by tile."""
     gallery = torch.nn.functional.normalize(gallery, dim=1)
     best, place = [], []
-    for tile in torch.nn.functional.normalize(queries, dim=1).split(max(1, TILE_SCORES // len(gallery))):
+    for tile in tiles(torch.nn.functional.normalize(queries, dim=1), len(gallery)):
         found = (tile @ gallery.T).max(1)  # (T, N) -> (T,)
         best.append(found.values)
         place.append(found.indices)
@@ -136,11 +136,6 @@ def _groups(items: Iterable[str], key: Callable[[str], Hashable]) -> list[list[s
     for item in items:
         groups[key(item)].append(item)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _sha256(path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _parts(items: Iterable[str], part_of: Mapping[str, str]) -> int:

@@ -1,5 +1,6 @@
-"""Files that are whole or not there: written aside and renamed. And JSON, read with an error that says what to do."""
+"""Files that are whole or not there: written aside and renamed. JSON, read with an error that says what to do. Hashes."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -36,3 +37,9 @@ def read_json(file: Path, remedy: str) -> Any:
         raise FuseMixLiteError(f"{file} is missing: {remedy}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise FuseMixLiteError(f"{file} cannot be read ({error}): {remedy}") from error
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -88,28 +88,31 @@ def arms_wording(p: Profile) -> list[dict]:
 
 
 def arms_flickr8k(p: Profile) -> list[dict]:
-    """Chapter "Real photos, real sounds": every scheme at every size, three schemes with three times the steps, the nulls."""
+    """Chapter "Real photos, real sounds": every scheme at every size, two with three times the steps, the nulls."""
     here = {"data": "flickr8k"}
     curve = [{**here, "scheme": s, "items": n} for n, s in product(p.sizes, SCHEMES)]
-    longer = [{**here, "scheme": s, "items": p.sizes[-1], "steps": 3 * p.lengths[-1]} for s in ("none", "fusemix")]
-    nulls = [
-        {**here, "scheme": "none", "items": p.scarce, "null": "again"},
-        {**here, "scheme": "fusemix", "items": p.sizes[-1], "null": "shuffled"},
-    ]
-    return curve + longer + nulls
+    return curve + _at_full_size(p, here, steps=3 * p.lengths[-1]) + _real_nulls(p, here)
 
 
 def arms_philharmonia(p: Profile) -> list[dict]:
-    """The same chapter: three schemes over the sizes, with four times the steps and with standardised latents; the nulls."""
+    """The same chapter: three schemes over the sizes, two with four times the steps and with standardised latents, the
+    nulls."""
     here, three = {"data": "philharmonia"}, ("none", "separate", "fusemix")
     curve = [{**here, "scheme": s, "items": n} for n, s in product(p.sizes, three)]
-    longer = [{**here, "scheme": s, "items": p.sizes[-1], "steps": 4 * p.lengths[-1]} for s in ("none", "fusemix")]
-    scaled = [{**here, "scheme": s, "items": p.sizes[-1], "standardize": True} for s in ("none", "fusemix")]
-    nulls = [
+    longer, scaled = _at_full_size(p, here, steps=4 * p.lengths[-1]), _at_full_size(p, here, standardize=True)
+    return curve + longer + scaled + _real_nulls(p, here)
+
+
+def _at_full_size(p: Profile, here: dict, **otherwise) -> list[dict]:
+    """No mixing and FuseMix on all items, with something else than usual."""
+    return [{**here, "scheme": s, "items": p.sizes[-1], **otherwise} for s in ("none", "fusemix")]
+
+
+def _real_nulls(p: Profile, here: dict) -> list[dict]:
+    return [
         {**here, "scheme": "none", "items": p.scarce, "null": "again"},
         {**here, "scheme": "fusemix", "items": p.sizes[-1], "null": "shuffled"},
     ]
-    return curve + longer + scaled + nulls
 
 
 def photos(p: Profile) -> Profile:

@@ -130,7 +130,7 @@ def _item_ranks(u: Tensor, v: Tensor, owner: Tensor) -> Tensor:
     """x to y: the best of an item's own rows against all the rows of others."""
     queries = owner.unique()  # x rows that own a y, ascending
     result = []
-    for tile in _tiles(queries, gallery=len(v)):
+    for tile in tiles(queries, gallery=len(v)):
         scores = u[tile] @ v.T  # (T, M)
         own = owner == tile[:, None]  # (T, M)
         best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
@@ -141,15 +141,15 @@ def _item_ranks(u: Tensor, v: Tensor, owner: Tensor) -> Tensor:
 def _row_ranks(u: Tensor, v: Tensor, owner: Tensor) -> Tensor:
     """y to x: the one match against all the other items."""
     result = []
-    for tile in _tiles(torch.arange(len(v), device=v.device), gallery=len(u)):
+    for tile in tiles(torch.arange(len(v), device=v.device), gallery=len(u)):
         scores = v[tile] @ u.T  # (T, N)
         match = scores.gather(1, owner[tile, None])
         result.append((scores >= match).sum(1))  # the match itself supplies the 1
     return torch.cat(result)
 
 
-def _tiles(queries: Tensor, gallery: int) -> Sequence[Tensor]:
-    """Cut queries so that a tile's scores against the gallery fit the budget."""
+def tiles(queries: Tensor, gallery: int) -> Sequence[Tensor]:
+    """Cut queries (rows or row numbers) so that a tile's scores against the gallery fit the budget."""
     return queries.split(max(1, TILE_SCORES // gallery))
 
 

@@ -58,7 +58,7 @@ class LatentPairs:
             FuseMixLiteError: an item id occurs twice in `x_store`, the stores share no id, or stores of one side hold
                 other items than each other.
         """
-        (x_store, x_rows), (y_store, y_rows) = _side_by_side(x_store), _side_by_side(y_store)
+        (x_store, x), (y_store, y) = _side_by_side(x_store), _side_by_side(y_store)
         row_of = {item: row for row, item in enumerate(x_store.item_ids)}
         if len(row_of) < len(x_store.item_ids):
             raise FuseMixLiteError(f"{x_store.path}: an item id occurs twice; x needs one row an item (swap x and y?)")
@@ -66,13 +66,12 @@ class LatentPairs:
         known = owner >= 0
         if not known.any():
             raise FuseMixLiteError(f"{x_store.path} and {y_store.path} share no item id: use stores of one dataset")
-        y = y_rows
         if not known.all():
             lost = int((~known).sum())
             warnings.warn(f"{lost} of {len(owner)} rows of {y_store.path} dropped: no x of their item", stacklevel=2)
             y, owner = y[known.numpy()], owner[known]
         names = names or (x_store.origin.modality, y_store.origin.modality)
-        return cls(x_rows, y, owner, names, x_store.item_ids)
+        return cls(x, y, owner, names, x_store.item_ids)
 
     def __len__(self) -> int:
         return len(self.y)

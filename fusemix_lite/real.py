@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .bundled import bundled
+from .disk import as_json, write_aside
 from .errors import FuseMixLiteError
 from .pairs import LatentPairs
 
@@ -144,7 +145,7 @@ def write_real(parts: dict[str, LatentPairs], folder: str | Path, name: str) -> 
         FuseMixLiteError: a part to train, choose or test on is missing, or the modalities are others.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     known = _known(name)
     missing = [part for part in ("train", "val", "test") if part not in parts]
@@ -165,8 +166,8 @@ def write_real(parts: dict[str, LatentPairs], folder: str | Path, name: str) -> 
         owner: torch.cat([start + pairs.owner for start, pairs in zip(starts, parts.values(), strict=True)]),
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file(arrays, Path(folder) / f"{name}.safetensors")
-    (Path(folder) / f"{name}.json").write_text(json.dumps({"items": items, "split": split}), encoding="utf-8")
+    write_aside(Path(folder) / f"{name}.safetensors", save(arrays))
+    write_aside(Path(folder) / f"{name}.json", as_json({"items": items, "split": split}))
 
 
 def live_rows(record, p, arms: list[dict], metrics: tuple[str, ...]) -> list[dict]:
@@ -258,7 +259,7 @@ def main() -> None:
             "weights": {name: weights_digest(name) for name in encoders},
             "linearity": _linearity({part: scene_pairs(of, *encoders) for part, of in scenes.items()}),
         }
-    FACTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_aside(FACTS, as_json(told))
     print(FACTS)
 
 

@@ -10,7 +10,6 @@ Every file is written aside and renamed, so that a file with its final name is w
 complete. Only safetensors and JSON are read, and what a manifest says is checked before it is used.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .disk import as_json, read_json, write_aside
+from .disk import as_json, read_json, sha256, write_aside
 from .errors import FuseMixLiteError
 
 FORMAT = "fusemix-lite latents"
@@ -154,7 +153,7 @@ class LatentStore:
         for shard in self.manifest["shards"]:
             file = self.path / shard["name"]
             item_ids += _open_shard(file)[1]["item_ids"]
-            if _sha256(file) != shard["sha256"]:
+            if sha256(file) != shard["sha256"]:
                 raise FuseMixLiteError(f"{file} is not what was written (its sha256 differs): {_REMEDY}")
         if item_ids != self.item_ids:
             raise FuseMixLiteError(f"{self.path / 'manifest.json'} and the shards disagree on item ids: {_REMEDY}")
@@ -213,7 +212,7 @@ class LatentWriter:
         for number in range(count):
             file = self.path / _shard_name(number)
             array, metadata = _open_shard(file)
-            shards.append({"name": file.name, "rows": len(array), "sha256": _sha256(file)})
+            shards.append({"name": file.name, "rows": len(array), "sha256": sha256(file)})
             item_ids += metadata["item_ids"]
             quarantine += metadata["quarantine"]
             dim = array.shape[1]
@@ -295,8 +294,3 @@ def _open_shard(file: Path) -> tuple[np.ndarray, dict]:
 
 def _shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

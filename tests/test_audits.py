@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix_lite import LatentPairs, audit, audits, read_pairs
+from fusemix_lite import LatentPairs, audit, audits, metrics, read_pairs
 
 RNG = np.random.default_rng(0)
 
@@ -82,9 +82,9 @@ def test_the_parts_that_are_given_count_more_than_the_column(tmp_path):
     )
 
 
-@pytest.mark.parametrize("scores", [audits.TILE_SCORES, 100, 1])
+@pytest.mark.parametrize("scores", [metrics.TILE_SCORES, 100, 1])
 def test_near_duplicates_across_parts(monkeypatch, scores):
-    monkeypatch.setattr(audits, "TILE_SCORES", scores)  # tiles of all, of two and of one
+    monkeypatch.setattr(metrics, "TILE_SCORES", scores)  # tiles of all, of two and of one
     train, test = RNG.normal(size=(50, 32)) + 5, RNG.normal(size=(7, 32)) + 5
     test[2] = train[10] + 0.01
     test[5] = train[4] * 1.001
