@@ -18,12 +18,16 @@ An optional `fusemix_lite.json` settles what these files do not say: {"pooling":
 * "mean":   the mean over real tokens or frames, padding left out; over all positions of a feature map;
 * "pooler": what the model itself calls its pooled output (global average pooling in a ResNet);
 * "auto":   for a picture if nothing is said: "cls" if the model has a class token, else "pooler" (a ConvNet), else "mean".
+
+"NAME@LAYER" ("lite-image-b@2") is a transformer's hidden layer instead of its last hidden state, pooled alike: another
+encoder, with latents of its own in every cache. See `load_encoder`.
 """
 
 import contextlib
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -108,7 +112,8 @@ class EncoderSource:
 
     `revision` is the commit for a hub model, else the sha256 over configuration and weights. `preprocessing_hash` is
     the sha256 over everything that turns an item into the model's input and its tokens into a latent. Loading settles a
-    `pooling` of "auto".
+    `pooling` of "auto". `layer` is the hidden layer asked for, which the id ends in as well ("@2"); None: the last hidden
+    state.
     """
 
     id: str
@@ -118,6 +123,7 @@ class EncoderSource:
     prefix: str
     revision: str
     preprocessing_hash: str
+    layer: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,22 +176,23 @@ class Encoder(EncoderSource):
     def encode_prepared(self, batch: list) -> torch.Tensor:
         """Latents (B, D), float32 on the CPU, of one batch of items as `prepare` returns them."""
         device, mask = self.model.device, None
+        options = {} if self.layer is None else {"output_hidden_states": True}
         if self.modality == "text":
             captions = [self.prefix + caption for caption in batch]
             inputs = self.processor(captions, padding=True, truncation=True, return_tensors="pt").to(device)
-            output, mask = self.model(**inputs), inputs["attention_mask"]
+            output, mask = self.model(**inputs, **options), inputs["attention_mask"]
         elif self.modality == "image":
-            output = self.model(self.processor(images=batch, return_tensors="pt")["pixel_values"].to(device))
+            output = self.model(self.processor(images=batch, return_tensors="pt")["pixel_values"].to(device), **options)
         else:
             rate = self.processor.sampling_rate
             inputs = self.processor(batch, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
             features = inputs[self.processor.model_input_names[0]].to(device)  # (B, mels, frames) for Whisper
             if self.model.main_input_name == "pixel_values":
                 features = features.unsqueeze(1)
-            output = self.model(features)
+            output = self.model(features, **options)
             if self.model.config.model_type == "whisper":  # its second convolution halves the frames
                 mask = inputs["attention_mask"][:, ::2].to(device)
-        return pool(output, self.pooling, mask).cpu()
+        return pool(output, self.pooling, mask, self.layer).cpu()
 
 
 def load_encoder(name: str | Path, device: str | torch.device = "auto", revision: str | None = None) -> Encoder:
@@ -194,7 +201,14 @@ def load_encoder(name: str | Path, device: str | torch.device = "auto", revision
     `device` "auto" is the GPU where there is one. `revision` pins a hub commit; for a folder it is the sha256 that the
     encoder must have. Weights are read from safetensors only, and code that comes with a model is never run.
 
-    Raises FuseMixLiteError for an unknown name and for a folder that does not hold a whole, fitting encoder.
+    A name may end in a hidden layer of a transformer: "lite-image-b@2". With L layers, "@0" is what goes into the first
+    (embeddings, positions added) and "@i" what the i-th gives out: `hidden_states[i]` of the `AutoModel` class, pooled as
+    that encoder is pooled. Below the last layer no final norm has been applied. Of the last one ("@L") it has in Whisper's
+    encoder, where "@L" is the latent that the plain name stands for, and has not in DINOv2, where the plain name means the
+    normed one; BERT has none, so that "@L" is the plain latent again.
+
+    Raises FuseMixLiteError for an unknown name, for a folder that does not hold a whole, fitting encoder, and for a layer
+    that the model does not have.
     """
     source = resolve_encoder(name, revision)
     if device == "auto":
@@ -202,7 +216,7 @@ def load_encoder(name: str | Path, device: str | torch.device = "auto", revision
     try:
         processor, model, pooling = _load(source)
         encoder = Encoder(**vars(source) | {"pooling": pooling}, processor=processor, model=model.to(device))
-        entry = ENCODERS.get(source.id)
+        entry = ENCODERS.get(split_layer(source.id)[0])
         dim = encoder.dim  # encodes once, so that a processor and a model that do not fit each other fail here
         if entry and dim != entry.dim:
             raise FuseMixLiteError(f"latents of {dim} dimensions, not {entry.dim}: a wrong checkpoint")
@@ -213,9 +227,10 @@ def load_encoder(name: str | Path, device: str | torch.device = "auto", revision
 
 def resolve_encoder(name: str | Path, revision: str | None = None) -> EncoderSource:
     """Find an encoder and say who it is, without loading its weights. Arguments and errors as in `load_encoder`."""
-    folder, commit = _find_folder(str(name), revision)
-    known = commit or str(name) in LITE_ENCODERS or (str(name) in PACKAGES and not Path(name).is_dir())
-    identity = str(name) if known else folder.name
+    base, layer = split_layer(name)
+    folder, commit = _find_folder(base, revision)
+    known = commit or base in LITE_ENCODERS or (base in PACKAGES and not Path(base).is_dir())
+    identity = base if known else folder.name
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise FuseMixLiteError(f"{folder} holds no encoder: it needs config.json and model.safetensors")
@@ -224,24 +239,36 @@ def resolve_encoder(name: str | Path, revision: str | None = None) -> EncoderSou
     if revision and found != revision and not commit:
         raise FuseMixLiteError(f"encoder {identity} in {folder} has revision {found}, not {revision}")
     files = sorted({file for pattern in _PROCESSING_FILES for file in folder.glob(pattern)})
-    preprocessing = json.dumps([settings, _DECODING, _sha256(tuple(files))], sort_keys=True)
+    how = [settings, _DECODING, _sha256(tuple(files)), *([] if layer is None else [layer])]
+    preprocessing = json.dumps(how, sort_keys=True)
     return EncoderSource(
-        id=identity,
+        id=identity if layer is None else f"{identity}@{layer}",
         folder=folder,
         revision=found,
         preprocessing_hash=hashlib.sha256(preprocessing.encode()).hexdigest(),
+        layer=layer,
         **settings,
     )
 
 
-def pool(output: Any, pooling: str, mask: torch.Tensor | None = None) -> torch.Tensor:
+def split_layer(name: str | Path) -> tuple[str, int | None]:
+    """An encoder's name without its layer, and the layer: "lite-image-b@2" is ("lite-image-b", 2); None where none is
+    named. A local folder whose own name ends that way is a folder."""
+    ends = re.fullmatch(r"(.+)@(-?[0-9]+)", str(name), re.DOTALL)
+    if ends is None or Path(name).is_dir():
+        return str(name), None
+    return ends[1], int(ends[2])
+
+
+def pool(output: Any, pooling: str, mask: torch.Tensor | None = None, layer: int | None = None) -> torch.Tensor:
     """Model output to latents (B, D).
 
-    `output.last_hidden_state` is (B, T, D) tokens or a (B, D, H, W) feature map; `mask` (B, T) marks real tokens.
+    `output.last_hidden_state`, or `output.hidden_states[layer]`, is (B, T, D) tokens or a (B, D, H, W) feature map; `mask`
+    (B, T) marks real tokens.
     """
     if pooling == "pooler":
         return output.pooler_output.flatten(1)  # (B, D, 1, 1) from a ResNet
-    hidden = output.last_hidden_state
+    hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
     if hidden.ndim == 4:
         if pooling == "mean":
             return hidden.mean((2, 3))
@@ -276,12 +303,28 @@ def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module, str]:
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
     if missing:
         raise FuseMixLiteError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    if source.layer is not None:
+        _check_layer(model.config, source.layer, pooling)
     if source.modality == "text":
         longest = getattr(model.config, "max_position_embeddings", processor.model_max_length)
         processor.model_max_length = min(processor.model_max_length, longest)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     return processor, model, pooling
+
+
+def _check_layer(config: Any, layer: int, pooling: str) -> None:
+    """Raise unless the model is a transformer that has this hidden layer, and its pooling reads tokens."""
+    layers = getattr(config, "num_hidden_layers", None)
+    if not layers:
+        kind = f"a {config.model_type} model" + (" without layers" if layers == 0 else "")
+        raise FuseMixLiteError(f"{kind} has no hidden layers of a transformer to choose from: leave out @{layer}")
+    if not 0 <= layer <= layers:
+        raise FuseMixLiteError(f"there is no layer {layer}: it has {layers} layers, @0 (embeddings) to @{layers}")
+    if pooling == "pooler":
+        raise FuseMixLiteError(
+            f'pooling "pooler" is for the last layer only: set "cls" or "mean" in fusemix_lite.json, or leave out @{layer}'
+        )
 
 
 @torch.inference_mode()
@@ -300,6 +343,9 @@ def _find_folder(name: str, revision: str | None) -> tuple[Path, str]:
     if name and Path(name).is_dir():
         return Path(name).resolve(), ""
     lite = ", ".join(LITE_ENCODERS)
+    head, _, tail = name.rpartition("@")
+    if head in LITE_ENCODERS or (head and Path(head).is_dir()):
+        raise FuseMixLiteError(f'encoder "{name}": what follows "@" is the number of a hidden layer, not "{tail}"')
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FuseMixLiteError(f'unknown encoder "{name}": give one of {lite}, a local folder or a hub id "owner/name"')
     package = PACKAGES.get(name)

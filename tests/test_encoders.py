@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from tiny_encoders import hf
 
-from fusemix_lite import FuseMixLiteError, encoders
+from fusemix_lite import FuseMixLiteError, SoundingScenes, encoders, scene_pairs, workflow
 from fusemix_lite.encoders import load_encoder, pool, resolve_encoder
+from fusemix_lite.records import weights_digest
 
 RNG = np.random.default_rng(0)
 IMAGES = [Image.fromarray(RNG.integers(0, 256, (height, 40, 3), dtype=np.uint8)) for height in (40, 33, 64, 40, 50)]
@@ -92,6 +93,122 @@ def test_equals_the_bare_library_call_at_every_batch_size(tmp_path, kind, poolin
         assert latents.dtype == torch.float32 and latents.shape == (len(items), encoder.dim)
         torch.testing.assert_close(latents, expected, rtol=0, atol=rounding)
     torch.testing.assert_close(encoder.encode(items[::-1]), expected.flip(0), rtol=0, atol=rounding)
+
+
+def whisper_layer(folder, sound, layer):
+    encoder = hf.WhisperModel.from_pretrained(folder, dtype=torch.float32).encoder
+    real = -(-min(len(sound), 32_000) // 320)
+    return encoder(**mels(folder, sound), output_hidden_states=True).hidden_states[layer][0, :real].mean(0)
+
+
+def bert_layer(folder, caption, layer):
+    model = hf.BertModel.from_pretrained(folder, dtype=torch.float32)
+    return model(**tokens(folder, caption), output_hidden_states=True).hidden_states[layer][0].mean(0)
+
+
+def dinov2_layer(folder, image, layer):
+    model = hf.Dinov2Model.from_pretrained(folder, dtype=torch.float32)
+    return model(**pixels(folder, image), output_hidden_states=True).hidden_states[layer][0, 0]
+
+
+LAYERS = {"dinov2": dinov2_layer, "bert": bert_layer, "whisper": whisper_layer, "whisper with decoder": whisper_layer}
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_equals_the_bare_library_call(tmp_path, kind, layer):
+    folder = tiny.save(tmp_path / "encoder", kind)
+    encoder = load_encoder(f"{folder}@{layer}")
+    items = ITEMS[encoder.modality]
+    with torch.inference_mode():
+        expected = torch.stack([LAYERS[kind](folder, item, layer) for item in items])
+    for batch_size in (1, 2, 64):
+        torch.testing.assert_close(encoder.encode(items, batch_size), expected, rtol=0, atol=1e-5)
+    assert (encoder.id, encoder.layer, encoder.dim) == (f"encoder@{layer}", layer, 16)
+    final, plain = layer == 2 and kind != "dinov2", load_encoder(folder).encode(items)
+    assert torch.allclose(plain, expected, atol=1e-5) == final  # only DINOv2 norms what its last layer gives
+
+
+def test_the_last_layer_of_dinov2_lacks_the_final_norm_alone(tmp_path):
+    folder = tiny.save(tmp_path / "encoder", "dinov2")
+    layer, plain = load_encoder(f"{folder}@2"), load_encoder(folder)
+    torch.testing.assert_close(layer.model.layernorm(layer.encode(IMAGES)), plain.encode(IMAGES))
+
+
+def test_layers_are_encoders_of_their_own(tmp_path):
+    folder = tiny.save(tmp_path / "encoder", "bert")
+    plain, *layers = (resolve_encoder(f"{folder}{end}") for end in ("", "@0", "@1", "@2"))
+    assert len({source.preprocessing_hash for source in (plain, *layers)}) == 4
+    assert {source.revision for source in layers} == {plain.revision}  # they share weights
+    settings = {"modality": "text", "pooling": "mean", "prefix": ""}
+    files = sorted({file for pattern in encoders._PROCESSING_FILES for file in folder.glob(pattern)})
+    before = json.dumps([settings, encoders._DECODING, encoders._sha256(tuple(files))], sort_keys=True)
+    assert plain.preprocessing_hash == hashlib.sha256(before.encode()).hexdigest()  # latents kept in caches stay theirs
+    assert resolve_encoder("lite-image-b@02").id == "lite-image-b@2"
+
+
+REFUSED = {
+    ("bert", "@3"): "no layer 3: it has 2 layers, @0 .embeddings. to @2",
+    ("bert", "@-1"): "no layer -1: it has 2 layers",
+    ("dinov2", "@99999999999999999999"): "it has 2 layers",
+    ("resnet", "@1"): "a resnet model has no hidden layers of a transformer .*leave out @1",
+    ("bag of words", "@0"): "a bert model without layers has no hidden layers",
+    ("log-mel resnet", "@1"): "no hidden layers",
+    ("bert", "@last"): 'what follows "@" is the number of a hidden layer, not "last"',
+    ("bert", "@"): 'the number of a hidden layer, not ""',
+}
+
+
+@pytest.mark.parametrize(("kind", "end"), REFUSED)
+def test_layers_that_are_not_there_are_refused(tmp_path, kind, end):
+    folder = tiny.save(tmp_path / "encoder", kind)
+    with pytest.raises(FuseMixLiteError, match=REFUSED[kind, end]) as caught:
+        load_encoder(f"{folder}{end}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pooler_reads_no_layer_but_the_last(tmp_path):
+    folder = tiny.save(tmp_path / "encoder", "ast", pooling="pooler")
+    with pytest.raises(FuseMixLiteError, match='"pooler" is for the last layer only: set "cls" or "mean"'):
+        load_encoder(f"{folder}@1")
+
+
+def test_a_layer_is_known_by_its_name_beside_latents_and_in_records(tmp_path, monkeypatch):
+    folder = tiny.save(tmp_path / "encoder", "bert")
+    monkeypatch.chdir(tmp_path)
+    kept = workflow.encoder_identity(resolve_encoder("encoder@1"), "encoder@1", 16)
+    assert (kept["name"], kept["id"]) == (f"{folder}@1", "encoder@1")
+    assert load_encoder(kept["name"]).layer == 1
+    assert workflow.encoder_identity(resolve_encoder(folder), folder)["name"] == str(folder)
+    assert workflow.encoder_identity({"id": "lite-text-b@1"}, "lite-text-b@1")["name"] == "lite-text-b@1"
+    assert workflow.encoder_identity({})["name"] is None
+    assert weights_digest("lite-image-b@2") == weights_digest("lite-image-b") != weights_digest("lite-image-a")
+
+
+def test_layers_are_concatenated_like_encoders(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSEMIX_LITE_CACHE", str(tmp_path))
+    world = SoundingScenes(size=3, captions=1)
+    pairs = scene_pairs(world, "lite-image-b@2", "lite-text-b@1+lite-text-a", progress=False)
+    captions = list(world.fields("text")[1])
+    expected = [load_encoder(name).encode(captions) for name in ("lite-text-b@1", "lite-text-a")]
+    torch.testing.assert_close(pairs.y, torch.cat(expected, 1), rtol=1e-3, atol=2e-3)
+    assert pairs.dims == {"image": 128, "text": 256}
+
+
+def test_a_folder_may_be_called_like_a_layer(tmp_path):
+    folder = tiny.save(tmp_path / "mine@1", "bert")
+    assert (load_encoder(folder).id, load_encoder(folder).layer) == ("mine@1", None)
+    assert (load_encoder(f"{folder}@1").id, load_encoder(f"{folder}@1").layer) == ("mine@1@1", 1)
+
+
+def test_a_layer_of_a_registered_encoder_keeps_its_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tiny.save(tmp_path / "0123", "bert")))
+    monkeypatch.setitem(encoders.ENCODERS, "some/one", encoders.EncoderEntry("text", "cls", 16, "MIT", prefix="query: "))
+    encoder = load_encoder("some/one@1")
+    assert (encoder.id, encoder.pooling, encoder.prefix) == ("some/one@1", "cls", "query: ")
+    monkeypatch.setitem(encoders.ENCODERS, "some/one", encoders.EncoderEntry("text", "cls", 17, "MIT"))
+    with pytest.raises(FuseMixLiteError, match="16 dimensions, not 17"):
+        load_encoder("some/one@1")
 
 
 PLAIN = {

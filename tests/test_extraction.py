@@ -106,6 +106,18 @@ def test_a_complete_store_is_returned_and_anything_else_refused(tmp_path, text_f
     assert contents(out) == before
 
 
+def test_the_cache_does_not_confuse_the_layers_of_an_encoder(tmp_path, text_folder, monkeypatch):
+    monkeypatch.setenv("FUSEMIX_LITE_CACHE", str(tmp_path / "cache"))
+    stores = {end: cached_latents(Captions(4), f"{text_folder}{end}", progress=False) for end in ("", "@0", "@1")}
+    assert len({store.path for store in stores.values()}) == 3
+    for end, store in stores.items():
+        own = load_encoder(f"{text_folder}{end}").encode([Captions(4)[index] for index in range(8)])
+        torch.testing.assert_close(torch.from_numpy(store.array[:]).float(), own, rtol=1e-3, atol=1e-3)
+        assert store.origin.encoder_id == f"tiny-text{end}"
+    with pytest.raises(FuseMixLiteError, match="by tiny-text@1 .* not 8 items of captions/4 by tiny-text "):
+        extract(Captions(4), text_folder, stores["@1"].path, progress=False)
+
+
 def test_bad_items_go_to_quarantine_and_pairs_stay_aligned(tmp_path):
     pictures, sounds, captions = [], [], []
     for index in range(20):
