@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from functools import cache
 
 from .bundled import bundled
-from .encoders import WEIGHTS
+from .encoders import WEIGHTS, split_layer
 from .errors import FuseMixLiteError
 from .profiles import Profile, profile
 from .real import REAL
@@ -110,8 +110,9 @@ def digest(thing: object) -> str:
 
 @cache
 def weights_digest(encoder: str) -> str:
-    """Of a packaged encoder's weights: the first 16 hexadecimal digits of the file's SHA-256."""
-    path = WEIGHTS / encoder / "model.safetensors"
+    """Of a packaged encoder's weights: the first 16 hexadecimal digits of the file's SHA-256. A layer ("@2") has the same
+    weights as its encoder."""
+    path = WEIGHTS / split_layer(encoder)[0] / "model.safetensors"
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

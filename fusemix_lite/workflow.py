@@ -64,10 +64,13 @@ class Latents:
 
 def encoder_identity(source, name: str | Path | None = None, dim: int | None = None) -> dict:
     """What is kept of an encoder (an `EncoderSource`, or the `origin` of a store) beside latents and adapters."""
-    where = str(Path(name).resolve()) if name and Path(name).is_dir() else str(name) if name else None
+    from .encoders import split_layer
+
+    base, layer = split_layer(name or "")
+    where = str(Path(base).resolve()) + ("" if layer is None else f"@{layer}") if base and Path(base).is_dir() else name
     get = source if isinstance(source, dict) else vars(source)
     return {
-        "name": where,  # what `load_encoder` takes
+        "name": str(where) if where else None,  # what `load_encoder` takes
         "id": get.get("id") or get.get("encoder_id") or None,
         "revision": get.get("revision") or get.get("encoder_revision") or None,
         "preprocessing_hash": get.get("preprocessing_hash") or None,
