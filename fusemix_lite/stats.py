@@ -36,6 +36,63 @@ def prediction_range(values: Sequence[float], level: float = 0.999) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def exchange_rate(
+    sizes: Sequence[float], curve: Sequence[Sequence[float]], paid: float, reached: Sequence[float], level: float = 0.95
+) -> Interval:
+    """How many of one kind buy one of another: `paid` / the size at which `curve` comes to what `paid` of the kind reached.
+
+    The curve is that of the means over seeds, straight between sizes on a logarithmic axis; where it meets a value twice,
+    the smaller size counts. The interval is a Student-t interval of the logarithm of the rate from its jackknife
+    pseudo-values, leaving out one seed at a time: for a mean that is the interval of :func:`interval`.
+
+    Args:
+        sizes: S sizes, ascending, of the kind that is bought.
+        curve: (S, seeds) values at these sizes, on the same seeds.
+        paid: how many of the other kind.
+        reached: (seeds,) values with `paid` of them, on the same seeds in the same order.
+
+    Returns:
+        The rate with its ends: 2.0 (1.7 to 2.4) says that two buy one.
+
+    Raises:
+        FuseMixLiteError: numbers that do not fit, or a mean value that the curve does not come to: then the sizes tell only
+            that the rate lies beyond their ends.
+
+    Source: Tukey (1958); Miller, "The jackknife - a review" (Biometrika 1974).
+    """
+    n = len(reached)
+    fits = len(sizes) == len(curve) > 1 and all(len(values) == n for values in curve) and n > 1
+    if not fits or list(sizes) != sorted(set(sizes)) or sizes[0] <= 0 or paid <= 0:
+        raise FuseMixLiteError("exchange_rate: give two or more ascending sizes, and a value for each size and seed")
+
+    def mean(values, but):
+        kept = [value for seed, value in enumerate(values) if seed != but]
+        return math.fsum(kept) / len(kept)
+
+    def log_rate(but=None):
+        means = [mean(values, but) for values in curve]
+        return math.log(paid) - _where(means, mean(reached, but), [math.log(size) for size in sizes])
+
+    means, value = [mean(values, None) for values in curve], mean(reached, None)
+    if not min(means) <= value <= max(means):
+        raise FuseMixLiteError(
+            f"exchange_rate: {paid:,} reach {value:.1f}, the curve goes from {min(means):.1f} to {max(means):.1f}: "
+            "more sizes are needed"
+        )
+    whole = log_rate()
+    found = interval([n * whole - (n - 1) * log_rate(but) for but in range(n)], level)
+    half = found.high - found.mean
+    return Interval(*(math.exp(end) for end in (whole, whole - half, whole + half)))
+
+
+def _where(curve: list[float], value: float, x: list[float]) -> float:
+    """The first x at which a curve of straight pieces comes to a value; beyond its ends the outer pieces go on."""
+    pieces = list(zip(x, curve, x[1:], curve[1:], strict=False))
+    inside = [piece for piece in pieces if min(piece[1::2]) <= value <= max(piece[1::2])]
+    a, fa, b, fb = inside[0] if inside else pieces[0] if value < min(curve) else pieces[-1]
+    return a if fa == fb else a + (value - fa) / (fb - fa) * (b - a)
+
+
 def _student(values: Sequence[float], level: float) -> tuple[float, float, float]:
     """Mean, standard deviation (n - 1) and two-sided Student-t quantile."""
     if len(values) < 2 or not all(map(math.isfinite, values)) or not 0 < level < 1:

@@ -156,15 +156,14 @@ METHODS = {"kdpp": greedy_kdpp, "kcentre": k_centre, "clusters": cluster_balance
 PICKS = ("uniform", *(f"{method}-{side}" for method in METHODS for side in SIDES))
 
 
-def pick(name: str, pairs: LatentPairs, k: int, seed: int = 0, centre: bool = False) -> Tensor:
+def pick(name: str, pairs: LatentPairs, k: int, seed: int = 0) -> Tensor:
     """Pick k items of `pairs` by the name of a method and the side it looks at: "uniform", "kdpp-x", "clusters-both", …
 
     Args:
-        name: one of `PICKS`. "kdpp" and "kcentre" start at item 0 and leave `seed` aside.
+        name: one of `PICKS`; "-centred" behind it subtracts the mean latent of each side first ("kdpp-x-centred").
         pairs: N items.
         k: how many, 1 to N.
-        seed: of the methods that draw lots.
-        centre: subtract the mean latent of each side first.
+        seed: of the methods that draw lots; "kdpp" and "kcentre" do not, and start at item 0.
 
     Returns:
         (k,) int64 row numbers of x in the order of picking, as `LatentPairs.take` wants them.
@@ -174,13 +173,14 @@ def pick(name: str, pairs: LatentPairs, k: int, seed: int = 0, centre: bool = Fa
     """
     if name == "uniform":
         return uniform(pairs.n_items, k, seed=seed)
-    method, _, side = name.partition("-")
-    if name not in PICKS:
+    known = name.removesuffix("-centred")
+    if known not in PICKS[1:]:
         raise FuseMixLiteError(f"no method {name!r} to pick a subset; there are {', '.join(PICKS)}")
+    method, side = known.split("-")
     options = {} if method in ("kdpp", "kcentre") else {"seed": seed}
     if method == "clusters":
         options["clusters"] = min(50, pairs.n_items)
-    return METHODS[method](item_latents(pairs, side, centre), k, **options)
+    return METHODS[method](item_latents(pairs, side, centre=known != name), k, **options)
 
 
 def item_latents(pairs: LatentPairs, side: str, centre: bool = False) -> Tensor:

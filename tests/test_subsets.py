@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fusemix_lite import FuseMixLiteError, LatentPairs, subsets
+from fusemix_lite.stats import exchange_rate, interval
 from fusemix_lite.subsets import (
     METHODS,
     PICKS,
@@ -285,11 +286,13 @@ def test_pick_goes_to_the_method_by_its_name(name):
     method, side = name.split("-")
     options = {"kdpp": {}, "kcentre": {}, "clusters": {"seed": 5, "clusters": 50}, "redundant": {"seed": 5}}
     assert picks.equal(METHODS[method](item_latents(pairs, side), 12, **options[method]))
+    centred = pick(f"{name}-centred", pairs, 12, seed=5)
+    assert centred.equal(METHODS[method](item_latents(pairs, side, centre=True), 12, **options[method]))
 
 
 def test_every_method_is_offered_for_every_side():
     assert len(PICKS) == 1 + len(METHODS) * len(SIDES)
-    for name in ("kdpp", "kdpp-z", "best-x", "uniform-x"):
+    for name in ("kdpp", "kdpp-z", "best-x", "uniform-x", "uniform-centred", ""):
         with pytest.raises(FuseMixLiteError, match="no method"):
             pick(name, some_pairs(), 3)
     with pytest.raises(FuseMixLiteError, match="side = 'z'"):
@@ -326,3 +329,59 @@ def test_no_matrix_of_all_pairs_is_ever_made(monkeypatch):
     greedy_kdpp(latents(500, 8), 20, kernel=watched)
     assert largest == 500
     assert subsets.MIN_GAIN == 1e-10
+
+
+SIZES = [250, 500, 1000, 2000, 4000]
+
+
+def learning_curve(sizes, slope=8.0, worth=1.0):
+    """What a straight line on a logarithmic axis reaches, where a pair of this kind is worth so many of the other."""
+    return [10 + slope * math.log2(size * worth / 250) for size in sizes]
+
+
+def test_exchange_rate_of_straight_lines_is_exact():
+    curve = [[value, value + 1] for value in learning_curve(SIZES)]
+    (reached,) = learning_curve([3000], worth=1 / 3)
+    assert exchange_rate(SIZES, curve, 3000, [reached, reached + 1]) == pytest.approx((3, 3, 3))
+    ends = [[10.0, 11.0], [14.0, 15.0]]
+    assert exchange_rate([100, 400], ends, 400, [12.0, 13.0]).mean == pytest.approx(2)  # half way: 200
+
+
+def test_exchange_rate_is_a_student_interval_where_only_the_bought_kind_varies():
+    """On one straight piece the log rate is linear in the value, so the jackknife is the textbook interval."""
+    curve = [[value] * 5 for value in learning_curve([100, 10_000])]
+    noise = [0.3, -0.2, 0.5, -0.6, 0.1]
+    (reached,) = learning_curve([2000], worth=0.5)
+    low, high = (interval([reached + e for e in noise])[i] for i in (1, 2))
+    found = exchange_rate([100, 10_000], curve, 2000, [reached + e for e in noise])
+    size = lambda value: 250 * 2 ** ((value - 10) / 8)  # noqa: E731
+    assert (found.low, found.high) == pytest.approx((2000 / size(high), 2000 / size(low)))
+
+
+def test_exchange_rate_covers_the_truth():
+    """95 % of intervals hold the true rate; seeds shift all arms together and each for itself, on a bent curve."""
+    rng = np.random.default_rng(0)
+    truth = np.array([5.0, 12, 22, 30, 35])
+    reached = np.interp(math.log(1600), np.log(SIZES), truth)
+    held = 0
+    for _ in range(400):
+        shared = rng.normal(0, 1.0, 5)
+        curve = truth[:, None] + shared + rng.normal(0, 0.7, (5, 5))
+        low, high = exchange_rate(SIZES, curve.tolist(), 4000, (reached + shared + rng.normal(0, 0.7, 5)).tolist())[1:]
+        held += low <= 2.5 <= high
+    assert 0.92 * 400 <= held <= 0.985 * 400, held
+
+
+def test_exchange_rate_takes_the_smaller_size_where_a_curve_goes_down():
+    curve = [[value, value] for value in (10.0, 20.0, 18.0, 30.0)]
+    assert exchange_rate([100, 200, 400, 800], curve, 400, [19.0, 19.0]).mean == pytest.approx(400 / (100 * 2**0.9))
+
+
+def test_exchange_rate_refuses_what_the_curve_does_not_say():
+    curve = [[10.0, 11.0], [20.0, 21.0]]
+    for value in (9.0, 22.0):
+        with pytest.raises(FuseMixLiteError, match=r"the curve goes from 10\.5 to 20\.5: more sizes"):
+            exchange_rate([100, 200], curve, 400, [value, value])
+    for sizes, other in (([200, 100], curve), ([100], curve[:1]), ([100, 200], [[1.0], [2.0, 3.0]]), ([0, 1], curve)):
+        with pytest.raises(FuseMixLiteError, match="ascending sizes"):
+            exchange_rate(sizes, other, 400, [15.0, 15.0])
