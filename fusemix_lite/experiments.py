@@ -11,11 +11,11 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import date
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -23,147 +23,52 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from .arms import EXPERIMENTS, plan
 from .datasets import SoundingScenes, scene_pairs
 from .disk import as_json, write_aside
 from .errors import FuseMixLiteError
-from .mixing import SCHEMES
 from .pairs import LatentPairs
 from .profiles import Profile, profile
 from .real import REAL, data_digest, find_latents, load_real, use_latents
 from .records import RESULTS, Record, data_of, digest, encoders_of, fingerprint
 
+#: What of an arm `fit` is told, instead of the profile's values or its own.
+FIT_OPTIONS = (
+    "batch_size", "shared_dim", "depth", "expansion", "standardize", "alpha", "per", "mix_probability", "mask_negatives",
+    "temperature",
+)  # fmt: skip
 TUNING = 1_000  # the first seed of the grid: far from those of the records
 
 
-def arms_fusemix(p: Profile) -> list[dict]:
-    """Chapter "FuseMix": the curve over pairs for three schemes, all schemes where pairs are scarce, the same three with
-    another image encoder and with a schedule three times as long as the longest of the grid, and the nulls."""
-    three = ("none", "separate", "fusemix")
-    curve = [{"scheme": s, "items": n} for n, s in product(p.sizes, three)]
-    rivals = [{"scheme": s, "items": p.scarce} for s in ("noise", "quantise", "slerp")]
-    swapped = [{"scheme": s, "items": p.scarce, "image": p.image_encoders[1]} for s in three]
-    longer = [{"scheme": s, "items": p.scarce, "steps": 3 * p.lengths[-1]} for s in three]
-    nulls = [
-        {"scheme": "none", "items": p.scarce, "null": "again"},  # the same arm on other seeds: no difference
-        {"scheme": "fusemix", "items": p.scarce, "null": "shuffled"},  # pairs that do not match: chance
-    ]
-    return curve + rivals + swapped + longer + nulls
+class Source(NamedTuple):
+    """Where the latent pairs of a split come from."""
+
+    data: str
+    x_encoder: str
+    y_encoder: str
+    captions: int
+    wording: str
+    noise: float = 0.0
+    skew: float = 0.0
 
 
-def arms_retrieval(p: Profile) -> list[dict]:
-    """Chapter "Image-text retrieval": all encoder pairs on all pairs, with FuseMix and without, and the null."""
-    pairs = list(product(p.image_encoders, p.text_encoders))
-    arms = [{"scheme": s, "items": p.train_items, "image": i, "text": t} for (i, t), s in product(pairs, ("none", "fusemix"))]
-    image, text = pairs[0]
-    return [*arms, {"scheme": "fusemix", "items": p.train_items, "image": image, "text": text, "null": "shuffled"}]
+def source_of(arm: dict, p: Profile, split: str) -> Source:
+    """Where the pairs of an arm come from; captions are degraded in training only."""
+    told = {"captions": arm.get("captions", p.captions)}
+    if split == "train":
+        told = {"captions": arm.get("train_captions", told["captions"]), "noise": arm.get("noise", 0.0)}
+    return Source(data_of(arm), *encoders_of(arm, p), wording=arm.get("wording", "natural"), skew=arm.get("skew", 0.0), **told)
 
 
-def arms_audio(p: Profile) -> list[dict]:
-    """Chapter "Audio-text retrieval": all encoder pairs, two audio encoders concatenated among them, on all pairs with
-    FuseMix, and without it for the first text encoder; the schemes where pairs are scarce; the nulls."""
-    (a, b), text, both = p.audio_encoders, p.text_encoders[0], "+".join(p.audio_encoders)
-    data = {"data": "audio-text"}
-    full = [
-        {**data, "scheme": s, "items": p.train_items, "audio": audio, "text": t}
-        for audio, (s, t) in product((a, b, both), [("none", text), *product(("fusemix",), p.text_encoders)])
-    ]
-    few = [(a, "none"), (a, "separate"), (a, "fusemix"), (both, "none"), (both, "fusemix")]
-    scarce = [{**data, "scheme": s, "items": p.scarce, "audio": audio} for audio, s in few]
-    nulls = [
-        {**data, "scheme": "none", "items": p.scarce, "audio": a, "null": "again"},
-        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": text, "null": "again"},
-        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": text, "null": "shuffled"},
-    ]
-    return full + scarce + nulls
-
-
-def arms_wording(p: Profile) -> list[dict]:
-    """Why FuseMix trails on templated captions: the same sounds, told once by a person or by a template, at two sizes, and
-    by five people at the larger one."""
-    once, five = ({"captions": 1}, {"captions": 1, "wording": "template"}), ({},)
-    told = [*product(once, (p.sizes[1],)), *product((*five, *once), (p.sizes[-1],))]
-    return [
-        {"data": "audio-text", "scheme": s, "items": n, **how} for (how, n), s in product(told, ("none", "fusemix"))
-    ]
-
-
-def arms_flickr8k(p: Profile) -> list[dict]:
-    """Chapter "Real photos, real sounds": every scheme at every size, two with three times the steps, the nulls."""
-    here = {"data": "flickr8k"}
-    curve = [{**here, "scheme": s, "items": n} for n, s in product(p.sizes, SCHEMES)]
-    return curve + _at_full_size(p, here, steps=3 * p.lengths[-1]) + _real_nulls(p, here)
-
-
-def arms_philharmonia(p: Profile) -> list[dict]:
-    """The same chapter: three schemes over the sizes, two with four times the steps and with standardised latents, the
-    nulls."""
-    here, three = {"data": "philharmonia"}, ("none", "separate", "fusemix")
-    curve = [{**here, "scheme": s, "items": n} for n, s in product(p.sizes, three)]
-    longer, scaled = _at_full_size(p, here, steps=4 * p.lengths[-1]), _at_full_size(p, here, standardize=True)
-    return curve + longer + scaled + _real_nulls(p, here)
-
-
-def _at_full_size(p: Profile, here: dict, **otherwise) -> list[dict]:
-    """No mixing and FuseMix on all items, with something else than usual."""
-    return [{**here, "scheme": s, "items": p.sizes[-1], **otherwise} for s in ("none", "fusemix")]
-
-
-def _real_nulls(p: Profile, here: dict) -> list[dict]:
-    return [
-        {**here, "scheme": "none", "items": p.scarce, "null": "again"},
-        {**here, "scheme": "fusemix", "items": p.sizes[-1], "null": "shuffled"},
-    ]
-
-
-def photos(p: Profile) -> Profile:
-    """The scale on Flickr8K."""
-    return _on_real(p, p.photo_sizes, "flickr8k")
-
-
-def notes(p: Profile) -> Profile:
-    """The scale on the Philharmonia notes."""
-    return _on_real(p, p.note_sizes, "philharmonia")
-
-
-def _on_real(p: Profile, sizes: tuple[int, ...], name: str) -> Profile:
-    own = {"sizes": sizes, "scarce": sizes[0], "train_items": sizes[-1], "lengths": p.real_lengths}
-    return replace(p, **own, captions=REAL[name].captions)
-
-
-class Experiment(NamedTuple):
-    """What a record is made of: its arms, and what it changes in a profile before they are drawn up."""
-
-    arms: Callable[[Profile], list[dict]]
-    scale: Callable[[Profile], Profile] = lambda p: p
-
-
-EXPERIMENTS = {
-    "fusemix": Experiment(arms_fusemix),
-    "retrieval": Experiment(arms_retrieval),
-    "audio": Experiment(arms_audio),
-    "wording": Experiment(arms_wording),
-    "flickr8k": Experiment(arms_flickr8k, photos),
-    "philharmonia": Experiment(arms_philharmonia, notes),
-}
-
-
-def plan(name: str, p: Profile) -> tuple[Profile, list[dict]]:
-    """The scale and the arms of an experiment under a profile."""
-    scaled = EXPERIMENTS[name].scale(p)
-    return scaled, EXPERIMENTS[name].arms(scaled)
-
-
-@lru_cache(maxsize=8)
-def pairs_of(
-    p: Profile, split: str, data: str, x_encoder: str, y_encoder: str, captions: int, wording: str
-) -> LatentPairs:
+@lru_cache(maxsize=12)
+def pairs_of(p: Profile, split: str, source: Source) -> LatentPairs:
     """The latent pairs of a split: from the cache, or real ones from their files."""
     size = {"train": p.train_items, "val": p.val_items, "test": p.test_items}[split]
-    if data in REAL:
-        pairs = _real_parts(data)[split]
+    if source.data in REAL:
+        pairs = _real_parts(source.data)[split]
         return pairs if pairs.n_items <= size else pairs.take(range(size))
-    dataset = SoundingScenes(data, split, size, captions, wording=wording)
-    return scene_pairs(dataset, x_encoder, y_encoder, progress=False)
+    dataset = SoundingScenes(source.data, split, size, source.captions, source.noise, source.skew, wording=source.wording)
+    return scene_pairs(dataset, source.x_encoder, source.y_encoder, progress=False)
 
 
 @lru_cache(maxsize=2)
@@ -171,9 +76,32 @@ def _real_parts(name: str) -> dict[str, LatentPairs]:
     return load_real(name)
 
 
-def source_of(arm: dict, p: Profile) -> tuple:
-    """What `pairs_of` wants to know of an arm beside the split."""
-    return data_of(arm), *encoders_of(arm, p), arm.get("captions", p.captions), arm.get("wording", "natural")
+def training_pairs(p: Profile, arm: dict, seed: int) -> LatentPairs:
+    """What an arm learns from with a seed: its subset of the training items, picked, mixed or mismatched as it says."""
+    from .subsets import pick
+
+    source = source_of(arm, p, "train")
+    every = pairs_of(p, "train", source)
+    if "pick" in arm:
+        pool = every.subset(arm["pool"], seed)
+        train = pool.take(pick(arm["pick"], pool, arm["items"], seed))
+    else:
+        train = every.subset(arm["items"], seed)
+    if "clean" in arm:  # the first items of the same random order
+        clean = pairs_of(p, "train", source._replace(noise=0.0)).subset(arm["clean"], seed)
+        train = clean if arm["clean"] == arm["items"] else clean.joined(train.take(range(arm["clean"], arm["items"])))
+    return train.shuffled(seed) if arm.get("null") == "shuffled" else train
+
+
+def _as_wanted(p: Profile, arm: dict, split: str, pairs: LatentPairs, seed: int) -> LatentPairs:
+    """What an arm does to latents of whatever split."""
+    if arm.get("unit"):
+        pairs = pairs.unit()
+    if arm.get("null") == "shuffled-b":
+        source = source_of(arm, p, split)
+        first = pairs_of(p, split, source._replace(x_encoder=source.x_encoder.split("+")[0])).x.shape[1]
+        pairs = pairs.mismatched(first, seed)
+    return pairs
 
 
 def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> dict:
@@ -183,25 +111,39 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
 
     if arm.get("null") == "again":
         seed += 500  # other seeds than the arm it repeats
-    source = source_of(arm, p)
-    train = pairs_of(p, "train", *source).subset(arm["items"], seed)
-    if arm.get("null") == "shuffled":
-        train = train.shuffled(seed)
-    val = pairs_of(p, "val", *source)
+    train = _as_wanted(p, arm, "train", training_pairs(p, arm, seed), seed)
+    val = _as_wanted(p, arm, "val", pairs_of(p, "val", source_of(arm, p, "val")), seed)
+    usual = {"batch_size": p.batch_size, "shared_dim": p.shared_dim, "depth": p.depth}
+    options = usual | {key: value for key, value in arm.items() if key in FIT_OPTIONS}
     result = fit(
-        train, val, augment=arm["scheme"], batch_size=p.batch_size, steps=steps, lr=p.lr, shared_dim=p.shared_dim,
-        depth=p.depth, dropout=dropout, standardize=arm.get("standardize", False), seed=seed, device=p.device, progress=False,
+        train, val, augment=arm["scheme"], steps=steps, lr=p.lr, dropout=dropout, seed=seed, device=p.device, progress=False,
+        **options,
     )  # fmt: skip
     numbers = {
         "seed": seed,
         "seconds": round(result.seconds, 1),
         "best_step": result.best_step,
+        "temperature": round(result.model.temperature.item(), 4),
         "val_mean": round(max(entry.get("val_mean", 0.0) for entry in result.history), 4),
     }
-    if test:
-        recalls = retrieval(result.model, pairs_of(p, "test", *source))
-        numbers |= {f"{way}@{k}": round(value, 4) for way, at in recalls.items() for k, value in at.items()}
+    for prefix, source in _tests(p, arm).items() if test else ():
+        recalls = retrieval(result.model, _as_wanted(p, arm, "test", pairs_of(p, "test", source), seed))
+        numbers |= {f"{prefix}{way}@{k}": round(value, 4) for way, at in recalls.items() for k, value in at.items()}
     return numbers
+
+
+def _tests(p: Profile, arm: dict) -> dict[str, Source]:
+    """The test sets of an arm by what their metrics are called: its own, and even scenes where its own are skewed."""
+    own = source_of(arm, p, "test")
+    return {"": own, "even_": own._replace(skew=0.0)} if own.skew else {"": own}
+
+
+def _needed(p: Profile, arm: dict) -> list[tuple[str, Source]]:
+    """All latent pairs that runs of an arm load."""
+    train = source_of(arm, p, "train")
+    trains = [train, train._replace(noise=0.0)] if "clean" in arm else [train]
+    tests = _tests(p, arm).values()
+    return [*(("train", s) for s in trains), ("val", source_of(arm, p, "val")), *(("test", s) for s in tests)]
 
 
 def choose(runs: dict[tuple[float, int], list[dict]]) -> dict:
@@ -233,7 +175,7 @@ class Runs:
 
 def _key(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> str:
     """What a run is known by: arms of two experiments that are the same run are run once."""
-    named = {**arm, "source": source_of(arm, p)}
+    named = {**arm, "source": [source_of(arm, p, split) for split in ("train", "test")]}
     real = data_digest(data_of(arm)) if data_of(arm) in REAL else None
     return digest([fingerprint(p, [named]), real, dropout, steps, seed, test])
 
@@ -242,18 +184,25 @@ def _job(*job) -> tuple[str, dict]:
     import torch
 
     torch.set_num_threads(1)  # two processes of one thread beat one process of two
-    return _key(*job), run(*job)
+    name, *settings = job
+    module = import_module(f".{EXPERIMENTS[name].module}", __package__)
+    return _key(*settings), module.run(*settings)
 
 
-def _run_all(jobs: list[tuple], runs: Runs, workers: int, what: str) -> None:
-    jobs = {_key(*job): job for job in jobs}
+def _run_all(name: str, jobs: list[tuple], runs: Runs, workers: int, what: str) -> None:
+    jobs = {_key(*job): (name, *job) for job in jobs}
     missing = [job for key, job in jobs.items() if key not in runs.done]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(jobs), desc=what) as bar:
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(jobs), desc=f"{name}: {what}") as bar:
         bar.update(len(jobs) - len(missing))
         for future in as_completed([pool.submit(_job, *job) for job in missing]):
             runs.add(*future.result())
             bar.update()
+
+
+def _grid(p: Profile, arm: dict) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """The dropouts and the lengths that an arm is tuned over."""
+    return (arm["dropout"],) if "dropout" in arm else p.dropouts, (arm["steps"],) if "steps" in arm else p.lengths
 
 
 def sweep(name: str, p: Profile, workers: int = 2) -> dict:
@@ -263,11 +212,11 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     p, arms = plan(name, p)
     runs = Runs(cache_dir() / "experiments" / f"{p.name}.jsonl")
     started = time.perf_counter()
-    for source, split in product(dict.fromkeys(source_of(arm, p) for arm in arms), ("train", "val", "test")):
-        pairs_of(p, split, *source)  # latents first, so that no two workers extract the same ones
+    for split, source in dict.fromkeys(needed for arm in arms for needed in _needed(p, arm)):
+        pairs_of(p, split, source)  # latents first, so that no two workers extract the same ones
     pairs_of.cache_clear()
 
-    grids = [list(product(p.dropouts, (arm["steps"],) if "steps" in arm else p.lengths)) for arm in arms]
+    grids = [list(product(*_grid(p, arm))) for arm in arms]
     tuning = [TUNING + i for i in range(p.tuning_seeds)]
     seeds = [p.seed + i for i in range(p.seeds)]
     tuned_as = [{key: value for key, value in arm.items() if key != "null"} for arm in arms]  # a null has its arm's settings
@@ -275,10 +224,10 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
         {point: [(p, arm, *point, s, False) for s in tuning] for point in grid}
         for arm, grid in zip(tuned_as, grids, strict=True)
     ]
-    _run_all([job for trial in trials for jobs in trial.values() for job in jobs], runs, workers, f"{name}: tuning")
+    _run_all(name, [job for trial in trials for jobs in trial.values() for job in jobs], runs, workers, "tuning")
     chosen = [choose({point: [runs.done[_key(*job)] for job in jobs] for point, jobs in trial.items()}) for trial in trials]
     final = [[(p, arm, *best.values(), s, True) for s in seeds] for arm, best in zip(arms, chosen, strict=True)]
-    _run_all([job for jobs in final for job in jobs], runs, workers, f"{name}: seeds")
+    _run_all(name, [job for jobs in final for job in jobs], runs, workers, "seeds")
     cells = [
         {"arm": arm, "chosen": best, "runs": [runs.done[_key(*job)] for job in jobs]}
         for arm, best, jobs in zip(arms, chosen, final, strict=True)
@@ -322,12 +271,14 @@ def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str,
     Where the record was made at this scale and from these data, an arm runs with the settings chosen for it, and a value
     outside the range that the record states raises :class:`FuseMixLiteError`; elsewhere nothing is compared.
     """
-    rows, p = [], EXPERIMENTS[record.content["name"]].scale(p)
+    experiment = EXPERIMENTS[record.content["name"]]
+    rows, p, module = [], experiment.scale(p), import_module(f".{experiment.module}", __package__)
     made_from = record.content.get("data", {})
     same = record.is_of(p) and all(data_digest(name) == made_from[name] for name in made_from)
     for arm, i in product(arms, range(p.live_seeds)):
-        settings = record.cell(**arm)["chosen"] if same else {"dropout": p.dropouts[0], "steps": p.lengths[0]}
-        numbers = run(p, arm, **settings, seed=p.seed + i, test=True)
+        first = dict(zip(("dropout", "steps"), (options[0] for options in _grid(p, arm)), strict=True))
+        settings = record.cell(**arm)["chosen"] if same else first
+        numbers = module.run(p, arm, **settings, seed=p.seed + i, test=True)
         row = {**arm, "seed": numbers["seed"], "seconds": numbers["seconds"]}
         for metric in metrics:
             row[metric] = numbers[metric]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .errors import FuseMixLiteError
@@ -34,9 +35,7 @@ class LatentPairs:
         FuseMixLiteError: anything empty, of the wrong shape, not finite, or an owner out of range.
     """
 
-    def __init__(
-        self, x, y, owner=None, names: Sequence[str] = ("image", "text"), item_ids: Sequence[str] | None = None
-    ):
+    def __init__(self, x, y, owner=None, names: Sequence[str] = ("image", "text"), item_ids: Sequence[str] | None = None):
         self.names = tuple(names)
         if len(set(self.names)) != 2:
             raise FuseMixLiteError(f"names = {names}: give two different modalities")
@@ -122,10 +121,40 @@ class LatentPairs:
         """The null control: each item's y rows move, together, to another item, so that no pair matches."""
         if self.n_items < 2:
             raise FuseMixLiteError("shuffled: one item cannot be mismatched with itself")
+        return LatentPairs(self.x, self.y, self._another(seed)[self.owner], self.names, self.item_ids)
+
+    def mismatched(self, first: int, seed: int = 0) -> "LatentPairs":
+        """A control for concatenated latents: of every x, the dimensions from `first` on come from another item."""
+        if not 0 < first < self.x.shape[1]:
+            raise FuseMixLiteError(f"mismatched: first = {first}, the latents have {self.x.shape[1]} dimensions")
+        x = torch.cat([self.x[:, :first], self.x[self._another(seed), first:]], dim=1)
+        return LatentPairs(x, self.y, self.owner, self.names, self.item_ids)
+
+    def unit(self) -> "LatentPairs":
+        """All latents scaled to norm 1: directions alone."""
+        return LatentPairs(F.normalize(self.x, dim=1), F.normalize(self.y, dim=1), self.owner, self.names, self.item_ids)
+
+    def joined(self, *others: "LatentPairs") -> "LatentPairs":
+        """These items and those of others, one after the other. Ids are kept where all have them."""
+        every = [self, *others]
+        if any((pairs.names, pairs.dims) != (self.names, self.dims) for pairs in others):
+            raise FuseMixLiteError(f"joined: {', '.join(map(repr, every))} are not of one kind")
+        starts = [sum(pairs.n_items for pairs in every[:i]) for i in range(len(every))]
+        named = all(pairs.item_ids is not None for pairs in every)
+        return LatentPairs(
+            torch.cat([pairs.x for pairs in every]),
+            torch.cat([pairs.y for pairs in every]),
+            torch.cat([pairs.owner + start for pairs, start in zip(every, starts, strict=True)]),
+            self.names,
+            [item for pairs in every for item in pairs.item_ids] if named else None,
+        )
+
+    def _another(self, seed: int) -> Tensor:
+        """For each item another one: one cycle through all of them, so that none stays where it was."""
         order = self._random_order(seed)
         other = torch.empty_like(order)
-        other[order] = order.roll(1)  # one cycle through all items: none stays where it was
-        return LatentPairs(self.x, self.y, other[self.owner], self.names, self.item_ids)
+        other[order] = order.roll(1)
+        return other
 
     def _random_order(self, seed: int) -> Tensor:
         return torch.randperm(self.n_items, generator=Generator().manual_seed(seed))

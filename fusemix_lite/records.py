@@ -117,12 +117,12 @@ def weights_digest(encoder: str) -> str:
 
 
 @cache
-def world_digest(wording: str = "natural") -> str:
+def world_digest(wording: str = "natural", noise: float = 0.0, skew: float = 0.0) -> str:
     """Of Sounding Scenes: factors and captions of 100 scenes a split (exact on every machine, unlike pixels)."""
     from .datasets import SoundingScenes
     from .scenes import SPLITS
 
-    worlds = [SoundingScenes(pair, split, 100, wording=wording) for pair, split in SPLITS]
+    worlds = [SoundingScenes(pair, split, 100, noise=noise, skew=skew, wording=wording) for pair, split in SPLITS]
     return digest([(repr(w.scene(i)), w.caption(i)) for w in worlds for i in range(len(w))])
 
 
@@ -154,6 +154,8 @@ def fingerprint(profile: Profile, arms: list[dict]) -> str:
     """
     made_here = [arm for arm in arms if data_of(arm) not in REAL]
     encoders = sorted({name for arm in made_here for side in encoders_of(arm, profile) for name in side.split("+")})
-    wordings = sorted({arm.get("wording", "natural") for arm in arms} - {"natural"})
-    worlds = [world_digest(), *(world_digest(wording) for wording in wordings)]
-    return digest([scale(profile), arms, [weights_digest(name) for name in encoders], *worlds])
+    usual = {"wording": "natural", "noise": 0.0, "skew": 0.0}
+    told = sorted({tuple(arm.get(key, value) for key, value in usual.items()) for arm in arms} - {tuple(usual.values())})
+    worlds = [world_digest(), *(world_digest(*how) for how in told)]
+    weights = [*encoders, *sorted({arm["generator"] for arm in arms if "generator" in arm})]
+    return digest([scale(profile), arms, [weights_digest(name) for name in weights], *worlds])

@@ -11,11 +11,11 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from .adapters import FusionModel
+from .adapters import TEMPERATURE_RANGE, FusionModel
 from .errors import FuseMixLiteError
 from .losses import symmetric_infonce
 from .metrics import retrieval
-from .mixing import SCHEMES
+from .mixing import SCHEMES, no_mixing
 from .pairs import LatentPairs
 
 
@@ -44,6 +44,9 @@ def fit(
     augment: str = "fusemix",
     alpha: float = 1.0,
     per: str = "batch",
+    mix_probability: float = 1.0,
+    mask_negatives: bool = False,
+    temperature: float | None = None,
     batch_size: int = 512,
     steps: int = 1000,
     lr: float = 1e-3,
@@ -71,6 +74,10 @@ def fit(
         augment: a name in `mixing.SCHEMES`.
         alpha: how strong; given to the scheme.
         per: one mixing coefficient a "batch" or a "pair"; given to the scheme.
+        mix_probability: share of the steps that are augmented; in the others the loss sees as many pairs as they are.
+        mask_negatives: pairs that share an item are no negatives of each other (mixed pairs: the same item at the same
+            place). In the official code they are.
+        temperature: fixes the temperature of the loss; None: learnt, from 0.07.
         batch_size: pairs *in the loss*; a mixing scheme loads twice as many rows. Where that is more than `train`
             has, the batch is made smaller, with a warning.
         steps: optimiser steps.
@@ -91,7 +98,7 @@ def fit(
     Source: official code (AdamW, decay, schedule, temperature), with selection on validation instead of test data.
     """
     started = time.perf_counter()
-    _check(train, val, augment, batch_size, steps, lr, warmup, evals)
+    _check(train, val, augment, batch_size, steps, lr, warmup, evals, mix_probability, temperature)
     scheme = SCHEMES[augment]
     batch_size = _fitting_batch(batch_size, scheme.rows_per_pair, len(train))
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -103,15 +110,20 @@ def fit(
     with _seeded(seed, device):  # initialisation and dropout, which take no generator
         model = FusionModel(train.dims, shared_dim, depth, expansion, dropout, standardize).to(device)
         model.fit_standardizers({a: x, b: y})
+        if temperature is not None:
+            model.temperature.requires_grad_(False).fill_(temperature)
         optimizer = _adamw(model, weight_decay)
         batches = _batches(len(train), batch_size * scheme.rows_per_pair, generator)
         for step in tqdm(range(1, steps + 1), desc=f"fit ({augment})", disable=not progress):
             for group in optimizer.param_groups:
                 group["lr"] = lr * lr_factor(step, steps, warmup)
-            rows = next(batches)
-            zx, zy = x.index_select(0, owner.index_select(0, rows)), y.index_select(0, rows)
-            zx, zy = scheme(zx, zy, alpha, generator, per)
-            loss = symmetric_infonce(model.embed(a, zx), model.embed(b, zy), model.temperature)
+            rows, augmented = next(batches), scheme
+            if mix_probability < 1 and torch.rand((), generator=generator, device=device) >= mix_probability:
+                rows, augmented = rows[:batch_size], no_mixing
+            items = owner.index_select(0, rows)
+            zx, zy = augmented(x.index_select(0, items), y.index_select(0, rows), alpha, generator, per)
+            same = _share_an_item(items, len(zx)) if mask_negatives else None
+            loss = symmetric_infonce(model.embed(a, zx), model.embed(b, zy), model.temperature, same)
             entry = {"step": step, "loss": loss.item(), "temperature": model.temperature.item(), "lr": group["lr"]}
             if not math.isfinite(entry["loss"]):
                 raise FuseMixLiteError(f"the loss is {entry['loss']} at step {step}: lower lr, or set standardize=True")
@@ -146,6 +158,12 @@ def _batches(pairs: int, rows: int, generator: Generator) -> Iterator[Tensor]:
         yield from order[: pairs - pairs % rows].split(rows)
 
 
+def _share_an_item(items: Tensor, pairs: int) -> Tensor:
+    """Which pairs in the loss hold an item in common, at the same place: (rows,) items -> (pairs, pairs) bool."""
+    parts = items.view(-1, pairs)  # (1, pairs), or (2, pairs) where rows are mixed two by two
+    return (parts[:, :, None] == parts[:, None, :]).any(0)
+
+
 def _adamw(model: FusionModel, weight_decay: float) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]  # biases, LayerNorm, temperature
@@ -169,25 +187,26 @@ def _fitting_batch(batch_size: int, rows_per_pair: int, pairs: int) -> int:
     smaller = pairs // rows_per_pair
     if smaller < 2:
         raise FuseMixLiteError(f"{pairs} training pairs are too few: the smallest batch takes {2 * rows_per_pair}")
-    warnings.warn(
-        f"batch_size {batch_size} takes {batch_size * rows_per_pair} rows of {pairs}: using {smaller}", stacklevel=3
-    )
+    warnings.warn(f"batch_size {batch_size} takes {batch_size * rows_per_pair} rows of {pairs}: using {smaller}", stacklevel=3)
     return smaller
 
 
-def _check(train, val, augment, batch_size, steps, lr, warmup, evals) -> None:
+def _check(train, val, augment, batch_size, steps, lr, warmup, evals, mix_probability, temperature) -> None:
     for name, pairs in (("train", train), ("val", val)):
         if not isinstance(pairs, LatentPairs) and (name, pairs) != ("val", None):
             what = f"fit: {name} is a {type(pairs).__name__}"
             raise FuseMixLiteError(f"{what}: give LatentPairs (workflow.open_latents reads a folder)")
     if augment not in SCHEMES:
         raise FuseMixLiteError(f"unknown scheme {augment!r}: choose one of {', '.join(SCHEMES)}")
+    low, high = TEMPERATURE_RANGE
     ranges = {
         "batch_size": (batch_size, batch_size >= 2),
         "steps": (steps, steps >= 1),
         "lr": (lr, lr > 0),
         "warmup": (warmup, 0 <= warmup < 1),
         "evals": (evals, evals >= 1),
+        "mix_probability": (mix_probability, 0 <= mix_probability <= 1),
+        "temperature": (temperature, temperature is None or low <= temperature <= high),
     }
     for name, (value, fine) in ranges.items():
         if not fine:

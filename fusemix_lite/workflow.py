@@ -428,25 +428,14 @@ class _Split:
 
 def _gather(latents: Latents, wanted: set[str] | None) -> "LatentPairs":
     """The items of these ids (None: all) out of every part, as one set of pairs."""
-    import torch
 
-    from .pairs import LatentPairs
 
     taken = []
     for pairs in latents.parts.values():
         rows = [row for row in range(pairs.n_items) if wanted is None or pairs.item_ids[row] in wanted]
         if rows:
             taken.append(pairs.take(rows) if len(rows) < pairs.n_items else pairs)
-    if len(taken) == 1:
-        return taken[0]
-    starts = torch.tensor([0, *(pairs.n_items for pairs in taken)]).cumsum(0)
-    return LatentPairs(
-        torch.cat([pairs.x for pairs in taken]),
-        torch.cat([pairs.y for pairs in taken]),
-        torch.cat([pairs.owner + start for pairs, start in zip(taken, starts, strict=False)]),
-        taken[0].names,
-        None if taken[0].item_ids is None else [item for pairs in taken for item in pairs.item_ids],
-    )
+    return taken[0].joined(*taken[1:])
 
 
 def _rows_by_part(split: Path) -> dict[str, list[int]]:

@@ -39,9 +39,7 @@ def test_shuffled_pairs_end_at_chance():
     train, test = toy_pairs(200, noise=0.3), toy_pairs(50, noise=0.3, seed=1)
     means = []
     for seed in range(4):
-        model = fit(
-            train.shuffled(seed), steps=60, batch_size=64, shared_dim=16, lr=0.01, seed=seed, progress=False
-        ).model
+        model = fit(train.shuffled(seed), steps=60, batch_size=64, shared_dim=16, lr=0.01, seed=seed, progress=False).model
         means += [recall[10] for recall in retrieval(model, test).values()]
     assert sum(means) / len(means) < 25  # chance is about 20
 
@@ -50,9 +48,7 @@ def test_shuffled_pairs_end_at_chance():
 def test_batch_size_counts_the_pairs_in_the_loss(monkeypatch, pairs, augment):
     sizes = []
     loss = training.symmetric_infonce
-    monkeypatch.setattr(
-        training, "symmetric_infonce", lambda u, v, t: (sizes.append((len(u), len(v))), loss(u, v, t))[1]
-    )
+    monkeypatch.setattr(training, "symmetric_infonce", lambda u, v, t, same: (sizes.append((len(u), len(v))), loss(u, v, t))[1])
     fit(pairs, augment=augment, **QUICK)
     assert sizes == [(8, 8)] * 12
 

@@ -1,0 +1,221 @@
+"""What each record is made of: the arms of every experiment, and what it changes in a profile.
+
+An arm is a flat dict: ``scheme`` and ``items`` always, and whatever else it does otherwise than usual.
+
+    data, image, audio, text   which pairs, which encoders ("a+b": concatenated; "a@2": hidden layer 2)
+    captions, wording          how many captions an item, in which words
+    train_captions, noise      how many in training only; the share of them that is degraded as on the web
+    clean                      that many of the items keep undegraded captions
+    skew                       of the world that training, validation and test scenes come from; then a test on even ones too
+    pool, pick                 how many items there are to pick from, and by which way of `subsets.pick`
+    unit                       latents are scaled to norm 1 first
+    steps, dropout             take the place of the grid
+    null                       "again": the same on other seeds; "shuffled": pairs that do not match; "shuffled-b": of two
+                               concatenated encoders the second one's latents belong to other items
+
+Everything else is an option of `fusemix_lite.fit`, as ``depth`` or ``alpha``.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
+
+from .mixing import SCHEMES
+from .profiles import Profile
+from .real import REAL
+
+
+def arms_fusemix(p: Profile) -> list[dict]:
+    """Chapter "FuseMix": the curve over pairs for three schemes, all schemes where pairs are scarce, the same three with
+    another image encoder and with a schedule three times as long as the longest of the grid, and the nulls."""
+    three = ("none", "separate", "fusemix")
+    curve = [{"scheme": s, "items": n} for n, s in product(p.sizes, three)]
+    rivals = [{"scheme": s, "items": p.scarce} for s in ("noise", "quantise", "slerp")]
+    swapped = [{"scheme": s, "items": p.scarce, "image": p.image_encoders[1]} for s in three]
+    longer = [{"scheme": s, "items": p.scarce, "steps": 3 * p.lengths[-1]} for s in three]
+    nulls = [
+        {"scheme": "none", "items": p.scarce, "null": "again"},  # the same arm on other seeds: no difference
+        {"scheme": "fusemix", "items": p.scarce, "null": "shuffled"},  # pairs that do not match: chance
+    ]
+    return curve + rivals + swapped + longer + nulls
+
+
+def arms_retrieval(p: Profile) -> list[dict]:
+    """Chapter "Image-text retrieval": all encoder pairs on all pairs, with FuseMix and without, and the null."""
+    pairs = list(product(p.image_encoders, p.text_encoders))
+    arms = [{"scheme": s, "items": p.train_items, "image": i, "text": t} for (i, t), s in product(pairs, ("none", "fusemix"))]
+    image, text = pairs[0]
+    return [*arms, {"scheme": "fusemix", "items": p.train_items, "image": image, "text": text, "null": "shuffled"}]
+
+
+def arms_audio(p: Profile) -> list[dict]:
+    """Chapter "Audio-text retrieval": all encoder pairs, two audio encoders concatenated among them, on all pairs with
+    FuseMix, and without it for the first text encoder; the schemes where pairs are scarce; the nulls."""
+    (a, b), text, both = p.audio_encoders, p.text_encoders[0], "+".join(p.audio_encoders)
+    data = {"data": "audio-text"}
+    full = [
+        {**data, "scheme": s, "items": p.train_items, "audio": audio, "text": t}
+        for audio, (s, t) in product((a, b, both), [("none", text), *product(("fusemix",), p.text_encoders)])
+    ]
+    few = [(a, "none"), (a, "separate"), (a, "fusemix"), (both, "none"), (both, "fusemix")]
+    scarce = [{**data, "scheme": s, "items": p.scarce, "audio": audio} for audio, s in few]
+    nulls = [
+        {**data, "scheme": "none", "items": p.scarce, "audio": a, "null": "again"},
+        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": text, "null": "again"},
+        {**data, "scheme": "fusemix", "items": p.train_items, "audio": a, "text": text, "null": "shuffled"},
+    ]
+    return full + scarce + nulls
+
+
+def arms_wording(p: Profile) -> list[dict]:
+    """Why FuseMix trails on templated captions: the same sounds, told once by a person or by a template, at two sizes, and
+    by five people at the larger one."""
+    once, five = ({"captions": 1}, {"captions": 1, "wording": "template"}), ({},)
+    told = [*product(once, (p.sizes[1],)), *product((*five, *once), (p.sizes[-1],))]
+    return [{"data": "audio-text", "scheme": s, "items": n, **how} for (how, n), s in product(told, ("none", "fusemix"))]
+
+
+def arms_quantity(p: Profile) -> list[dict]:
+    """Chapter "Quantity, quality, diversity": fewer scenes than the record of chapter "FuseMix" begins with, and the null."""
+    few = [{"scheme": s, "items": n} for n, s in product((p.scarce // 4, p.scarce // 2), ("none", "fusemix"))]
+    return [*few, {**few[0], "null": "again"}]
+
+
+def arms_quality(p: Profile) -> list[dict]:
+    """The same chapter: one caption a scene, careful or as on the web, from few scenes to all; the ends without mixing too;
+    few careful ones among many of the web; the null."""
+    kinds = {"train_captions": 1}, {"train_captions": 1, "noise": 0.5}
+    few, many = p.sizes[1 % len(p.sizes)], p.sizes[-1]
+    curve = [{**kind, "scheme": "fusemix", "items": n} for kind, n in product(kinds, p.sizes[1:])]
+    ends = [{**kind, "scheme": "none", "items": n} for kind, n in product(kinds, dict.fromkeys((few, many)))]
+    both = {**kinds[1], "scheme": "fusemix", "items": p.sizes[-1], "clean": p.scarce}
+    return [*curve, *ends, both, {**kinds[0], "scheme": "fusemix", "items": few, "null": "again"}]
+
+
+def arms_diversity(p: Profile) -> list[dict]:
+    """The same chapter: subsets of a pool, each way to pick and each side, from a skewed world and from an even one; fewer
+    and more items for two of them; the null."""
+    pool = {"scheme": "fusemix", "pool": p.train_items // 2}
+    ways = ("uniform", "kdpp-x", "kdpp-y", "kdpp-both", "kcentre-x", "clusters-x", "redundant-x")
+    skewed = [{**pool, "skew": 1.0, "pick": way, "items": p.scarce} for way in ways]
+    even = [{**pool, "pick": way, "items": p.scarce} for way in ("uniform", "kdpp-x", "kdpp-y", "redundant-x")]
+    sizes = (p.scarce // 4, p.train_items // 4)
+    other = [{**pool, "skew": 1.0, "pick": way, "items": n} for n, way in product(sizes, ("uniform", "kdpp-x"))]
+    return [*skewed, *even, *other, {**skewed[0], "null": "again"}]
+
+
+def arms_diversity_flickr8k(p: Profile) -> list[dict]:
+    """The same chapter: subsets of half of the real photos."""
+    pool = {"data": "flickr8k", "scheme": "fusemix", "pool": p.train_items // 2, "items": p.scarce}
+    arms = [{**pool, "pick": way} for way in ("uniform", "kdpp-x", "kdpp-y", "kcentre-x", "redundant-x")]
+    return [*arms, {**arms[0], "null": "again"}]
+
+
+def arms_ablations(p: Profile) -> list[dict]:
+    """Chapter "Ablations": where pairs are scarce, one thing at a time is otherwise than in the arms without more."""
+    two, three = ("none", "fusemix"), ("none", "separate", "fusemix")
+    steps, batch = p.lengths[-1], p.batch_size
+    batches = [(round(batch * 2**i), round(steps / 2**i)) for i in (-2, -1, 1, 2)]  # every batch sees as many pairs in all
+    of = lambda schemes, **otherwise: [{"scheme": s, "items": p.scarce, **otherwise} for s in schemes]  # noqa: E731
+    return [
+        *of((*three, "noise", "quantise")),
+        *(arm for dropout in (0.0, 0.2, 0.4, 0.6, 0.8) for arm in of(two, dropout=dropout)),
+        *(arm for size, n in batches for arm in of(two, batch_size=size, steps=n)),
+        *(arm for depth in (0, 2, 4) for arm in of(("fusemix",), depth=depth)),
+        *(arm for expansion in (1, 2, 8) for arm in of(("fusemix",), expansion=expansion)),
+        *(arm for dim in (8, 32, 512) for arm in of(("fusemix",), shared_dim=dim)),
+        *(arm for alpha in (0.1, 0.3, 3.0) for arm in of(("fusemix",), alpha=alpha)),
+        *of(("fusemix",), per="pair"),
+        *(arm for share in (0.25, 0.5, 0.75) for arm in of(("fusemix",), mix_probability=share)),
+        *(arm for t in (0.01, 0.03, 0.1) for arm in of(three, temperature=t)),
+        *of(two, unit=True),
+        *of(two, standardize=True),
+        *of(two, mask_negatives=True),
+        *(arm for layer in ("@1", "@2", "") for arm in of(("fusemix",), image=f"{p.image_encoders[1]}{layer}")),
+        *(arm for layer in ("@1", "") for arm in of(("fusemix",), text=f"{p.text_encoders[1]}{layer}")),
+        *of(("none",), null="again"),
+    ]
+
+
+def shorter(p: Profile) -> Profile:
+    """The scale of many arms: one length, half the usual longest, and half the seeds."""
+    return replace(p, lengths=(max(1, p.lengths[-1] // 2),), dropouts=p.dropouts[-2:], seeds=max(2, p.seeds // 2))
+
+
+def longer(p: Profile) -> Profile:
+    """The scale where pairs are up to all of them: one length, the longest, and half the seeds."""
+    return replace(p, lengths=p.lengths[-1:], seeds=max(2, p.seeds // 2))
+
+
+def arms_flickr8k(p: Profile) -> list[dict]:
+    """Chapter "Real photos, real sounds": every scheme at every size, two with three times the steps, the nulls."""
+    here = {"data": "flickr8k"}
+    curve = [{**here, "scheme": s, "items": n} for n, s in product(p.sizes, SCHEMES)]
+    return curve + _at_full_size(p, here, steps=3 * p.lengths[-1]) + _real_nulls(p, here)
+
+
+def arms_philharmonia(p: Profile) -> list[dict]:
+    """The same chapter: three schemes over the sizes, two with four times the steps and with standardised latents, the
+    nulls."""
+    here, three = {"data": "philharmonia"}, ("none", "separate", "fusemix")
+    curve = [{**here, "scheme": s, "items": n} for n, s in product(p.sizes, three)]
+    longer, scaled = _at_full_size(p, here, steps=4 * p.lengths[-1]), _at_full_size(p, here, standardize=True)
+    return curve + longer + scaled + _real_nulls(p, here)
+
+
+def _at_full_size(p: Profile, here: dict, **otherwise) -> list[dict]:
+    """No mixing and FuseMix on all items, with something else than usual."""
+    return [{**here, "scheme": s, "items": p.sizes[-1], **otherwise} for s in ("none", "fusemix")]
+
+
+def _real_nulls(p: Profile, here: dict) -> list[dict]:
+    return [
+        {**here, "scheme": "none", "items": p.scarce, "null": "again"},
+        {**here, "scheme": "fusemix", "items": p.sizes[-1], "null": "shuffled"},
+    ]
+
+
+def photos(p: Profile) -> Profile:
+    """The scale on Flickr8K."""
+    return _on_real(p, p.photo_sizes, "flickr8k")
+
+
+def notes(p: Profile) -> Profile:
+    """The scale on the Philharmonia notes."""
+    return _on_real(p, p.note_sizes, "philharmonia")
+
+
+def _on_real(p: Profile, sizes: tuple[int, ...], name: str) -> Profile:
+    own = {"sizes": sizes, "scarce": sizes[0], "train_items": sizes[-1], "lengths": p.real_lengths}
+    return replace(p, **own, captions=REAL[name].captions)
+
+
+class Experiment(NamedTuple):
+    """What a record is made of: its arms, what it changes in a profile before they are drawn up, and the module whose
+    ``run`` makes one run of an arm."""
+
+    arms: Callable[[Profile], list[dict]]
+    scale: Callable[[Profile], Profile] = lambda p: p
+    module: str = "experiments"
+
+
+EXPERIMENTS = {
+    "fusemix": Experiment(arms_fusemix),
+    "retrieval": Experiment(arms_retrieval),
+    "audio": Experiment(arms_audio),
+    "wording": Experiment(arms_wording),
+    "flickr8k": Experiment(arms_flickr8k, photos),
+    "philharmonia": Experiment(arms_philharmonia, notes),
+    "quantity": Experiment(arms_quantity),
+    "quality": Experiment(arms_quality, longer),
+    "diversity": Experiment(arms_diversity, shorter),
+    "diversity-flickr8k": Experiment(arms_diversity_flickr8k, lambda p: longer(photos(p))),
+    "ablations": Experiment(arms_ablations, shorter),
+}
+
+
+def plan(name: str, p: Profile) -> tuple[Profile, list[dict]]:
+    """The scale and the arms of an experiment under a profile."""
+    scaled = EXPERIMENTS[name].scale(p)
+    return scaled, EXPERIMENTS[name].arms(scaled)
