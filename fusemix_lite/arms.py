@@ -116,7 +116,7 @@ def arms_ablations(p: Profile) -> list[dict]:
     """Chapter "Ablations": where pairs are scarce, one thing at a time is otherwise than in the arms without more."""
     two, three = ("none", "fusemix"), ("none", "separate", "fusemix")
     steps, batch = p.lengths[-1], p.batch_size
-    batches = [(round(batch * 2**i), round(steps / 2**i)) for i in (-2, -1, 1, 2)]  # every batch sees as many pairs in all
+    batches = [(round(batch * 2**i), max(1, round(steps / 2**i))) for i in (-2, -1, 1, 2)]  # every batch sees as many pairs in all
     of = lambda schemes, **otherwise: [{"scheme": s, "items": p.scarce, **otherwise} for s in schemes]  # noqa: E731
     return [
         *of((*three, "noise", "quantise")),
