@@ -87,17 +87,18 @@ def arms_quality(p: Profile) -> list[dict]:
     few careful ones among many of the web; the null."""
     kinds = {"train_captions": 1}, {"train_captions": 1, "noise": 0.5}
     few, many = p.sizes[1 % len(p.sizes)], p.sizes[-1]
+    fewer = [{**kinds[0], "scheme": "fusemix", "items": n} for n in (p.scarce // 2, p.scarce)]  # what many of the web are worth
     curve = [{**kind, "scheme": "fusemix", "items": n} for kind, n in product(kinds, p.sizes[1:])]
     ends = [{**kind, "scheme": "none", "items": n} for kind, n in product(kinds, dict.fromkeys((few, many)))]
     both = {**kinds[1], "scheme": "fusemix", "items": p.sizes[-1], "clean": p.scarce}
-    return [*curve, *ends, both, {**kinds[0], "scheme": "fusemix", "items": few, "null": "again"}]
+    return [*fewer, *curve, *ends, both, {**kinds[0], "scheme": "fusemix", "items": few, "null": "again"}]
 
 
 def arms_diversity(p: Profile) -> list[dict]:
     """The same chapter: subsets of a pool, each way to pick and each side, from a skewed world and from an even one; fewer
     and more items for two of them; the null."""
     pool = {"scheme": "fusemix", "pool": p.train_items // 2}
-    ways = ("uniform", "kdpp-x", "kdpp-y", "kdpp-both", "kcentre-x", "clusters-x", "redundant-x")
+    ways = ("uniform", "kdpp-x", "kdpp-y", "kdpp-both", "kdpp-x-centred", "kcentre-x", "clusters-x", "redundant-x")
     skewed = [{**pool, "skew": 1.0, "pick": way, "items": p.scarce} for way in ways]
     even = [{**pool, "pick": way, "items": p.scarce} for way in ("uniform", "kdpp-x", "kdpp-y", "redundant-x")]
     sizes = (p.scarce // 4, p.train_items // 4)
@@ -115,27 +116,42 @@ def arms_diversity_flickr8k(p: Profile) -> list[dict]:
 def arms_ablations(p: Profile) -> list[dict]:
     """Chapter "Ablations": where pairs are scarce, one thing at a time is otherwise than in the arms without more."""
     two, three = ("none", "fusemix"), ("none", "separate", "fusemix")
-    steps, batch = p.lengths[-1], p.batch_size
-    batches = [(round(batch * 2**i), max(1, round(steps / 2**i))) for i in (-2, -1, 1, 2)]  # every batch sees as many pairs in all
-    of = lambda schemes, **otherwise: [{"scheme": s, "items": p.scarce, **otherwise} for s in schemes]  # noqa: E731
-    return [
-        *of((*three, "noise", "quantise")),
-        *(arm for dropout in (0.0, 0.2, 0.4, 0.6, 0.8) for arm in of(two, dropout=dropout)),
-        *(arm for size, n in batches for arm in of(two, batch_size=size, steps=n)),
-        *(arm for depth in (0, 2, 4) for arm in of(("fusemix",), depth=depth)),
-        *(arm for expansion in (1, 2, 8) for arm in of(("fusemix",), expansion=expansion)),
-        *(arm for dim in (8, 32, 512) for arm in of(("fusemix",), shared_dim=dim)),
-        *(arm for alpha in (0.1, 0.3, 3.0) for arm in of(("fusemix",), alpha=alpha)),
-        *of(("fusemix",), per="pair"),
-        *(arm for share in (0.25, 0.5, 0.75) for arm in of(("fusemix",), mix_probability=share)),
-        *(arm for t in (0.01, 0.03, 0.1) for arm in of(three, temperature=t)),
-        *of(two, unit=True),
-        *of(two, standardize=True),
-        *of(two, mask_negatives=True),
-        *(arm for layer in ("@1", "@2", "") for arm in of(("fusemix",), image=f"{p.image_encoders[1]}{layer}")),
-        *(arm for layer in ("@1", "") for arm in of(("fusemix",), text=f"{p.text_encoders[1]}{layer}")),
-        *of(("none",), null="again"),
+    few, steps = p.scarce, p.lengths[-1]
+    batches = [(round(p.batch_size * f), max(1, round(steps / f))) for f in (0.25, 0.5, 2, 4)]  # as many pairs seen in all
+    changes = [
+        *({"batch_size": size, "steps": n} for size, n in batches),
+        *({"depth": depth} for depth in (0, 2, 4)),
+        *({"expansion": expansion} for expansion in (1, 8)),
+        *({"shared_dim": dim} for dim in (8, 32, 512)),
+        *({"alpha": alpha} for alpha in (0.1, 3.0)),
+        {"per": "pair"},
+        {"mix_probability": 0.5},
+        *({"image": f"{p.image_encoders[1]}{layer}"} for layer in ("@1", "@2", "")),
     ]
+    for_both = [
+        *({"dropout": dropout} for dropout in (0.0, 0.2, 0.4, 0.6, 0.8)),
+        {"unit": True},
+        {"standardize": True},
+        {"mask_negatives": True},
+    ]
+    return [
+        *({"scheme": s, "items": few} for s in (*three, "noise", "quantise")),
+        *({"scheme": "fusemix", "items": few, **change} for change in changes),
+        *({"scheme": s, "items": few, **change} for change, s in product(for_both, two)),
+        *({"scheme": "none", "items": few, "batch_size": size, "steps": n} for size, n in (batches[0], batches[-1])),
+        *({"scheme": s, "items": few, "temperature": t} for t, s in product((0.01, 0.03, 0.1), three)),
+        {"scheme": "none", "items": few, "null": "again"},
+    ]
+
+
+def arms_scratch(p: Profile) -> list[dict]:
+    """Chapter "Compute and data efficiency": both encoders trained from scratch, end to end, from few scenes to all, three
+    times as long with all of them; the fusion runs that it is compared with; the null."""
+    sizes = tuple(dict.fromkeys((p.scarce, p.sizes[len(p.sizes) // 2], p.sizes[-1])))
+    steps, usual = p.lengths[-1], {"scheme": "scratch", "dropout": p.dropouts[0]}
+    scratch = [*({**usual, "items": n, "steps": steps} for n in sizes), {**usual, "items": sizes[-1], "steps": 3 * steps}]
+    fusion = [{"scheme": s, "items": n} for n, s in product(sizes, ("none", "fusemix"))]
+    return [*scratch, *fusion, {"scheme": "none", "items": p.scarce, "null": "again"}]
 
 
 def shorter(p: Profile) -> Profile:
@@ -212,6 +228,8 @@ EXPERIMENTS = {
     "diversity": Experiment(arms_diversity, shorter),
     "diversity-flickr8k": Experiment(arms_diversity_flickr8k, lambda p: longer(photos(p))),
     "ablations": Experiment(arms_ablations, shorter),
+    # A run from scratch takes minutes: three seeds.
+    "scratch": Experiment(arms_scratch, lambda p: replace(longer(p), seeds=min(p.seeds, 3)), "end_to_end"),
 }
 
 
