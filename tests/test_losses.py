@@ -73,3 +73,32 @@ def test_shapes_must_agree():
     for u, v in ((torch.eye(3), torch.eye(4)), (torch.ones(3), torch.ones(3)), (torch.eye(3), torch.ones(3, 4))):
         with pytest.raises(FuseMixLiteError, match="B, D"):
             symmetric_infonce(u, v, 0.1)
+
+
+def naive_masked(u, v, temperature, same):
+    """The double loop, over those j that are no negatives of their own item."""
+    total = 0.0
+    for i in range(len(u)):
+        others = [j for j in range(len(u)) if j == i or not same[i, j]]
+        u_to_v = sum(torch.exp((u[i] * v[j]).sum() / temperature) for j in others)
+        v_to_u = sum(torch.exp((u[j] * v[i]).sum() / temperature) for j in others)
+        total = total + u_to_v.log() + v_to_u.log() - 2 * (u[i] * v[i]).sum() / temperature
+    return total / (2 * len(u))
+
+
+def test_what_shares_an_item_is_no_negative():
+    u, v, items = unit_rows(6, 4, 0), unit_rows(6, 4, 1), torch.tensor([0, 1, 0, 2, 2, 2])
+    same = items[:, None] == items[None, :]
+    expected = value_and_gradients(lambda u, v, t: naive_masked(u, v, t, same), u, v, 0.1)
+    for a, b in zip(value_and_gradients(lambda *z: symmetric_infonce(*z, same), u, v, 0.1), expected, strict=True):
+        assert torch.allclose(a, b)
+    assert symmetric_infonce(u, v, 0.1, same) < symmetric_infonce(u, v, 0.1)
+    alone = torch.zeros_like(same)
+    assert torch.equal(symmetric_infonce(u, v, 0.1, alone), symmetric_infonce(u, v, 0.1))
+    assert symmetric_infonce(u, v, 0.1, ~alone) == 0  # nothing is left to tell apart
+
+
+def test_a_mask_has_to_fit():
+    for same in (torch.eye(3), torch.eye(4, dtype=torch.bool)):
+        with pytest.raises(FuseMixLiteError, match="same"):
+            symmetric_infonce(torch.eye(3), torch.eye(3), 0.1, same)

@@ -83,6 +83,38 @@ def test_shuffled_pairs_never_match():
     assert not torch.equal(pairs.shuffled(0).owner, pairs.shuffled(1).owner)
 
 
+def test_mismatched_second_parts_belong_to_other_items():
+    pairs = numbered()
+    wide = LatentPairs(torch.cat([pairs.x, pairs.x], dim=1), pairs.y, pairs.owner)
+    width = pairs.x.shape[1]
+    mixed = wide.mismatched(width, seed=3)
+    assert torch.equal(mixed.x[:, :width], pairs.x) and torch.equal(mixed.y, pairs.y)
+    assert not (mixed.x[:, width:] == pairs.x).all(1).any()
+    assert torch.equal(mixed.x[:, width:].sort(0).values, pairs.x.sort(0).values)  # all are there, elsewhere
+    for first in (0, 2 * width):
+        with pytest.raises(FuseMixLiteError, match="mismatched"):
+            wide.mismatched(first)
+
+
+def test_unit_latents_keep_their_direction():
+    pairs = toy_pairs()
+    unit = pairs.unit()
+    for z, u in ((pairs.x, unit.x), (pairs.y, unit.y)):
+        assert torch.allclose(u.norm(dim=1), torch.ones(len(u))) and torch.allclose(u * z.norm(dim=1, keepdim=True), z)
+    assert torch.equal(unit.owner, pairs.owner)
+
+
+def test_joined_parts_are_the_whole():
+    pairs = numbered(9)
+    parts = [pairs.take(range(2)), pairs.take(range(2, 3)), pairs.take(range(3, 9))]
+    whole = parts[0].joined(*parts[1:])
+    assert_pairs_match(whole)
+    assert torch.equal(whole.x, pairs.x) and torch.equal(whole.owner, pairs.owner) and whole.item_ids == pairs.item_ids
+    assert torch.equal(pairs.joined().x, pairs.x)
+    with pytest.raises(FuseMixLiteError, match="not of one kind"):
+        pairs.joined(toy_pairs())
+
+
 def test_global_random_state_is_untouched():
     pairs, before = numbered(), torch.get_rng_state()
     pairs.split({"a": 0.5}), pairs.subset(3), pairs.shuffled()

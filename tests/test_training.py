@@ -70,6 +70,45 @@ def test_rows_are_pairs_and_epochs_are_complete(monkeypatch, pairs):
     assert seen[:100] != seen[100:]
 
 
+def test_a_share_of_the_steps_is_not_mixed(monkeypatch, pairs):
+    """Where nothing is mixed the loss sees as many pairs, and they are pairs of the data."""
+    kept, own = [], {tuple(y.tolist()) for y in pairs.y}
+
+    def mixed(zx, zy, alpha, generator, per):
+        kept.append("mixed")
+        return zx[: len(zx) // 2], zy[: len(zy) // 2]
+
+    def plain(zx, zy, alpha, generator, per):
+        assert len(zy) == QUICK["batch_size"] and {tuple(y.tolist()) for y in zy} <= own
+        kept.append("plain")
+        return zx, zy
+
+    scripted_scheme(monkeypatch, mixed, rows_per_pair=2)
+    monkeypatch.setattr(training, "no_mixing", plain)
+    for share, expected in ((0, 0), (1, 100), (0.3, 30)):
+        kept.clear()
+        fit(pairs, augment="scripted", mix_probability=share, **QUICK | {"steps": 100})
+        assert kept.count("mixed") == pytest.approx(expected, abs=0 if share in (0, 1) else 15)
+
+
+def test_masked_negatives_are_those_of_the_same_item(monkeypatch, pairs):
+    """Of mixed pairs: those that hold one item at one place."""
+    items = torch.tensor([0, 1, 0, 2, 5, 5, 6, 7])  # four pairs: 0+5, 1+5, 0+6, 2+7
+    assert training._share_an_item(items, 4).int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    assert training._share_an_item(items, 8).int().sum() == 8 + 4  # not mixed: 0 twice, 5 twice
+    seen, loss = [], training.symmetric_infonce
+    monkeypatch.setattr(training, "symmetric_infonce", lambda u, v, t, same: (seen.append(same), loss(u, v, t, same))[1])
+    fit(pairs, mask_negatives=True, **QUICK)
+    fit(pairs, **QUICK)
+    assert all(same.shape == (8, 8) for same in seen[:12]) and seen[12:] == [None] * 12
+
+
+def test_a_fixed_temperature_is_kept(pairs):
+    result = fit(pairs, temperature=0.03, **QUICK)
+    assert [entry["temperature"] for entry in result.history] == pytest.approx([0.03] * 12)
+    assert len({entry["temperature"] for entry in fit(pairs, **QUICK).history}) > 1
+
+
 def test_too_few_rows(pairs):
     with pytest.warns(UserWarning, match="takes 160 rows of 100: using 50"):
         fit(pairs, **QUICK | {"batch_size": 80})
@@ -177,6 +216,8 @@ def test_silent_without_progress(pairs, capsys):
         ({"batch_size": 1}, "batch_size = 1"),
         ({"steps": 0}, "steps = 0"),
         ({"lr": 0}, "lr = 0"),
+        ({"mix_probability": 1.5}, "mix_probability"),
+        ({"temperature": 0.7}, "temperature"),
         ({"warmup": 1.0}, "warmup = 1.0"),
         ({"evals": 0}, "evals = 0"),
         ({"alpha": 0}, "alpha = 0"),
