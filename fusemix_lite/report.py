@@ -138,6 +138,44 @@ def forest(ax, groups: dict[str, dict[str, Sequence]], marker: str = "o") -> Non
     ax.set_yticks(list(ticks.values()), list(ticks))
 
 
+def against_base(ax, values: Sequence[str], series: dict[str, Sequence]) -> None:
+    """Draw one ablation as a small plot: how far each value of an option is from the base, which lies on the zero line.
+
+    values: what was tried, in order, one place each along x; the base among them is written in bold.
+    series: name -> an interval (``mean``, ``low``, ``high``) of the difference a value, None for the base. Marks of the first
+    series are full, those of the second are open, and they stand side by side.
+    """
+    ax.axhline(0, color="black", lw=1)
+    for i, (name, differences) in enumerate(series.items()):
+        shift = 0.24 * (i - (len(series) - 1) / 2)
+        drawn = [(x + shift, d) for x, d in enumerate(differences) if d is not None]
+        bars = [[d.mean - d.low for _, d in drawn], [d.high - d.mean for _, d in drawn]]
+        style = {"color": COLOURS["fusemix"], "mfc": "white" if i else COLOURS["fusemix"], "lw": 1.6, "ms": 6, "capsize": 0}
+        ax.errorbar([x for x, _ in drawn], [d.mean for _, d in drawn], bars, fmt="s" if i else "o", label=name, **style)
+    base = [x for x in range(len(values)) if all(differences[x] is None for differences in series.values())]
+    ax.plot(base, [0] * len(base), "D", color="black", ms=6)
+    ax.set_xticks(range(len(values)), values)
+    for x in base:
+        ax.get_xticklabels()[x].set_weight("bold")
+    ax.set_xlim(-0.6, len(values) - 0.4)
+    ax.grid(False, axis="x")
+
+
+def in_words(differences: dict) -> str:
+    """What intervals of differences to a base say, biggest first: "8 costs 4.1 (3.0 to 5.2); 32, 512: no clear difference".
+
+    differences: value -> interval (``mean``, ``low``, ``high``) in points. What lies surely above zero "gains".
+    """
+    clear = {value: d for value, d in differences.items() if not d.low <= 0 <= d.high}
+    told = [
+        f"{value} {'gains' if d.mean > 0 else 'costs'} {abs(d.mean):.1f} ({lesser:.1f} to {greater:.1f})"
+        for value, d in sorted(clear.items(), key=lambda pair: -abs(pair[1].mean))
+        for lesser, greater in [sorted((abs(d.low), abs(d.high)))]
+    ]
+    rest = [str(value) for value in differences if value not in clear]
+    return "; ".join(told + [f"{', '.join(rest)}: no clear difference"] * bool(rest))
+
+
 def table(rows: Sequence[dict], caption: str, digits: int = 1) -> None:
     """Display a list of rows (dicts with the same keys) as a numbered HTML table; floats are rounded to `digits`."""
     _check_text("table", caption=caption)

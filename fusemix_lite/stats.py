@@ -29,6 +29,33 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95)
     return interval([x - y for x, y in zip(a, b, strict=True)], level)
 
 
+def detectable(deviation: float, seeds: int, level: float = 0.95, power: float = 0.8) -> float:
+    """The smallest true difference that shows: that an interval over so many seeds tells from zero with probability `power`.
+
+    Args:
+        deviation: standard deviation of the differences, one a seed, taken to be normal; the answer has its unit.
+        seeds: how many differences there are.
+        level: of the interval.
+        power: 0.8 is the usual choice: one true difference of that size in five is missed.
+
+    Raises:
+        FuseMixLiteError: fewer than two seeds, a negative deviation, or probabilities out of range.
+
+    Source: power of the paired t-test by the noncentral t distribution (Cohen, 1988).
+    """
+    if seeds < 2 or not 0 <= deviation < math.inf or not 0 < level < 1 or not 1 - level < power < 1:
+        raise FuseMixLiteError(
+            f"detectable: {seeds} seeds with deviation {deviation}, level {level}, power {power}: give two seeds or more, "
+            "a finite deviation of 0 or more, and a power between 1 - level and 1"
+        )
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    needed = t.ppf((1 + level) / 2, seeds - 1)
+    missed = lambda shift: nct.cdf(needed, seeds - 1, shift) - (1 - power)  # noqa: E731 - in standard errors
+    return deviation / math.sqrt(seeds) * brentq(missed, 0, 2 * needed + 10)
+
+
 def prediction_range(values: Sequence[float], level: float = 0.999) -> Interval:
     """Where one more value from the law of `values` lies with probability `level`: does a live run fit a record?"""
     mean, deviation, quantile = _student(values, level)

@@ -193,3 +193,27 @@ def test_a_forest_has_a_row_an_interval_and_a_label_a_group():
     assert list(ax.get_yticks()) == [sum(heights[:2]) / 2, heights[2]]
     assert ax.get_legend_handles_labels()[1] == ["fusemix", "none"]  # once each
     plt.close(fig)
+
+
+def test_a_small_plot_of_an_ablation_marks_the_base():
+    fig, ax = plt.subplots()
+    full, hollow = [Interval(-3, -4, -2), None, Interval(1, 0, 2)], [Interval(-5, -6, -4), None, Interval(0, -1, 1)]
+    report.against_base(ax, ["64", "256", "1,024"], {"t": full, "i": hollow})
+    (first, _, (bar,)), (second, *_) = ax.containers
+    assert list(first.get_ydata()) == [-3, 1] and list(second.get_ydata()) == [-5, 0]
+    assert [tuple(segment[:, 1]) for segment in bar.get_segments()] == [(-4, -2), (0, 2)]
+    assert all(a < b and round(a) == round(b) in (0, 2) for a, b in zip(first.get_xdata(), second.get_xdata(), strict=True))
+    assert first.get_markerfacecolor() != second.get_markerfacecolor() == "white"
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "D"] == [(1, 0)]
+    labels = ax.get_xticklabels()
+    assert [label.get_text() for label in labels] == ["64", "256", "1,024"]
+    assert [label.get_weight() for label in labels].index("bold") == 1 and labels[0].get_weight() != "bold"
+    plt.close(fig)
+
+
+def test_differences_are_told_in_words():
+    some = {8: Interval(-4.06, -5.2, -3), "32": Interval(-0.5, -1.2, 0.2), "512": Interval(6, 4.5, 7.5)}
+    some["64"] = Interval(0, 0, 0)
+    assert report.in_words(some) == "512 gains 6.0 (4.5 to 7.5); 8 costs 4.1 (3.0 to 5.2); 32, 64: no clear difference"
+    assert report.in_words({"a": Interval(1, 0.5, 1.5)}) == "a gains 1.0 (0.5 to 1.5)"
+    assert report.in_words({"a": Interval(1, -0.5, 2.5)}) == "a: no clear difference"
