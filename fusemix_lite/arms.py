@@ -154,6 +154,45 @@ def arms_scratch(p: Profile) -> list[dict]:
     return [*scratch, *fusion, {"scheme": "none", "items": p.scarce, "null": "again"}]
 
 
+def arms_plug(p: Profile) -> list[dict]:
+    """Chapter "Plug and play": every image encoder, two layers of one and two together, with every text encoder; the same for
+    sounds; what in a concatenation counts; the nulls. Latents are standardised, since `lite-audio-b`'s vary 30 times less
+    than `lite-audio-a`'s and would count for nothing beside them."""
+    (a, b), (ta, tb), (sa, sb) = p.image_encoders, p.text_encoders, p.audio_encoders
+    images, texts = (a, b, f"{a}+{b}", f"{b}@1", f"{b}@2"), (ta, tb, f"{ta}+{tb}", f"{tb}@1")
+    arm, sound = _plugged(p), {**_plugged(p), "data": "audio-text"}
+    return [
+        *({**arm, "image": image, "text": text} for image, text in product(images, texts)),
+        *({**sound, "audio": audio, "text": text} for audio, text in product((sa, sb, f"{sa}+{sb}"), (ta, tb))),
+        {**arm, "image": f"{a}+{a}", "text": ta},  # wider, and nothing else
+        {**arm, "image": f"{a}+{b}", "text": ta, "null": "shuffled-b"},
+        {**sound, "audio": f"{sa}+{sb}", "text": ta, "null": "shuffled-b"},
+        {**arm, "image": a, "text": ta, "null": "again"},
+        {**sound, "audio": sa, "text": ta, "null": "again"},
+        {**arm, "image": b, "text": tb, "null": "shuffled"},
+    ]
+
+
+def arms_swap(p: Profile) -> list[dict]:
+    """The same chapter: one tower is replaced, the other kept as it was trained (with the encoder `before`) or untrained
+    (`kept`); both trained anew; the null."""
+    (a, b), (ta, tb), arm = p.image_encoders, p.text_encoders, _plugged(p)
+    image = {**arm, "image": a, "text": ta, "swap": "image", "before": b}
+    return [
+        *({**arm, "image": i, "text": t} for i, t in ((a, ta), (b, ta), (a, tb))),
+        image,
+        {**arm, "image": a, "text": ta, "swap": "text", "before": tb},
+        {**arm, "image": b, "text": ta, "swap": "image", "before": a},
+        {**image, "kept": "untrained"},
+        {**arm, "image": a, "text": ta, "null": "again"},
+    ]
+
+
+def _plugged(p: Profile) -> dict:
+    own = {"standardize": True, "dropout": 0.2, "steps": max(1, p.lengths[-1] // 2)}
+    return {"scheme": "fusemix", "items": p.train_items // 4, **own}
+
+
 def shorter(p: Profile) -> Profile:
     """The scale of many arms: one length, half the usual longest, and half the seeds."""
     return replace(p, lengths=(max(1, p.lengths[-1] // 2),), dropouts=p.dropouts[-2:], seeds=max(2, p.seeds // 2))
@@ -228,6 +267,8 @@ EXPERIMENTS = {
     "diversity": Experiment(arms_diversity, shorter),
     "diversity-flickr8k": Experiment(arms_diversity_flickr8k, lambda p: longer(photos(p))),
     "ablations": Experiment(arms_ablations, shorter),
+    "plug": Experiment(arms_plug, longer),
+    "swap": Experiment(arms_swap, longer, "swapping"),
     # A run from scratch takes minutes: three seeds.
     "scratch": Experiment(arms_scratch, lambda p: replace(longer(p), seeds=min(p.seeds, 3)), "end_to_end"),
 }

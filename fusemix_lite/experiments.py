@@ -148,7 +148,7 @@ def _needed(p: Profile, arm: dict) -> list[tuple[str, Source]]:
 
 def choose(runs: dict[tuple[float, int], list[dict]]) -> dict:
     """The grid point with the best mean validation score; at a tie the earlier one."""
-    scores = {point: sum(r["val_mean"] for r in rs) / len(rs) for point, rs in runs.items()}
+    scores = {point: sum(r["val_mean"] for r in rs) / max(1, len(rs)) for point, rs in runs.items()}
     dropout, steps = max(scores, key=scores.get)
     return {"dropout": dropout, "steps": steps}
 
@@ -220,12 +220,15 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     tuning = [TUNING + i for i in range(p.tuning_seeds)]
     seeds = [p.seed + i for i in range(p.seeds)]
     tuned_as = [{key: value for key, value in arm.items() if key != "null"} for arm in arms]  # a null has its arm's settings
-    trials = [
-        {point: [(p, arm, *point, s, False) for s in tuning] for point in grid}
+    trials = [  # a grid of one point leaves nothing to choose
+        {point: [(p, arm, *point, s, False) for s in tuning] for point in grid if len(grid) > 1}
         for arm, grid in zip(tuned_as, grids, strict=True)
     ]
     _run_all(name, [job for trial in trials for jobs in trial.values() for job in jobs], runs, workers, "tuning")
-    chosen = [choose({point: [runs.done[_key(*job)] for job in jobs] for point, jobs in trial.items()}) for trial in trials]
+    chosen = [
+        choose({point: [runs.done[_key(*job)] for job in trial.get(point, [])] for point in grid})
+        for grid, trial in zip(grids, trials, strict=True)
+    ]
     final = [[(p, arm, *best.values(), s, True) for s in seeds] for arm, best in zip(arms, chosen, strict=True)]
     _run_all(name, [job for jobs in final for job in jobs], runs, workers, "seeds")
     cells = [

@@ -51,7 +51,8 @@ def test_a_skewed_arm_is_judged_on_even_scenes_too():
 
 def test_options_of_an_arm_reach_fit(monkeypatch):
     seen, fit = {}, __import__("fusemix_lite").fit
-    monkeypatch.setattr("fusemix_lite.training.fit", lambda *pairs, **options: (seen.update(options), fit(*pairs, **options))[1])
+    spy = lambda *pairs, **options: (seen.update(options), fit(*pairs, **options))[1]  # noqa: E731
+    monkeypatch.setattr("fusemix_lite.training.fit", spy)
     arm = {"scheme": "none", "items": 100, "depth": 0, "temperature": 0.05, "alpha": 2.0}
     numbers = run(SMOKE, arm, 0.2, 5, 0, False)
     assert (seen["depth"], seen["temperature"], seen["alpha"], seen["batch_size"]) == (0, 0.05, 2.0, SMOKE.batch_size)
