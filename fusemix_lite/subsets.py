@@ -7,6 +7,7 @@ number of clusters, the picks for a smaller k are the first of those for a large
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -111,7 +112,8 @@ def cluster_balanced(z, k: int, *, clusters: int = 50, seed: int = 0, centre: bo
     """k-means on the directions, then an equal share of every cluster: common and rare kinds count alike.
 
     The clusters take turns, each giving its items in random order; one that has no more is passed over. (k,) int64, with
-    the prefix property for one seed and number of clusters. Source: balanced sampling from clusters of embeddings, as in
+    the prefix property for one seed and number of clusters. k-means feels the last digits of its input, so that another
+    machine may cluster otherwise. Source: balanced sampling from clusters of embeddings, as in
     Vo et al., "Automatic Data Curation for Self-Supervised Learning" (2024), here with one level of flat k-means.
 
     Args:
@@ -228,7 +230,7 @@ def log_determinant(z, kernel: Callable[[Tensor], Tensor] = squared_kernel) -> f
 
 def _directions(z, k: int, centre: bool, dtype: torch.dtype = torch.float64) -> Tensor:
     """Unit rows (N, d), checked; k must fit."""
-    z = (z.detach().cpu() if isinstance(z, Tensor) else torch.as_tensor(z)).to(dtype)
+    z = (z.detach().cpu() if isinstance(z, Tensor) else torch.from_numpy(np.array(z))).to(dtype)
     if z.ndim != 2 or z.numel() == 0:
         raise FuseMixLiteError(f"latents of shape {tuple(z.shape)}: give (N, d), at least one row and one dimension")
     if not 1 <= k <= len(z):
