@@ -1,6 +1,6 @@
 """What each record is made of: the arms of every experiment, and what it changes in a profile.
 
-An arm is a flat dict: ``scheme`` and ``items`` always, and whatever else it does otherwise than usual.
+An arm is a flat dict: ``scheme`` and ``items`` wherever something is trained, and whatever else it does otherwise than usual.
 
     data, image, audio, text   which pairs, which encoders ("a+b": concatenated; "a@2": hidden layer 2)
     captions, wording          how many captions an item, in which words
@@ -10,6 +10,8 @@ An arm is a flat dict: ``scheme`` and ``items`` always, and whatever else it doe
     pool, pick                 how many items there are to pick from, and by which way of `subsets.pick`
     unit                       latents are scaled to norm 1 first
     steps, dropout             take the place of the grid
+    swap, before, kept         the tower that is replaced, the encoder the other was trained with, and whether it was
+    generator, told, correct   what draws, from a sound or a caption, and how the sound's latents are moved first
     null                       "again": the same on other seeds; "shuffled": pairs that do not match; "shuffled-b": of two
                                concatenated encoders the second one's latents belong to other items
 
@@ -188,6 +190,25 @@ def arms_swap(p: Profile) -> list[dict]:
     ]
 
 
+def arms_generation(p: Profile) -> list[dict]:
+    """Chapter "Audio to image": pictures from sounds, with corrections of three strengths, and from captions; the floor of
+    sounds that belong to other scenes; the null."""
+    here = {"data": "audio-text", "generator": "lite-generator"}
+    sound = {**here, "scheme": "fusemix", "items": p.train_items, "told": "sound"}
+    main = {**sound, "correct": "mean"}
+    return [
+        {**here, "told": "image-caption"},
+        {**here, "told": "audio-caption"},
+        main,
+        {**sound, "correct": "none"},
+        {**sound, "correct": "spread"},
+        {**main, "scheme": "none"},
+        {**main, "null": "shuffled"},
+        {**main, "scheme": "none", "null": "shuffled"},
+        {**main, "null": "again"},
+    ]
+
+
 def _plugged(p: Profile) -> dict:
     own = {"standardize": True, "dropout": 0.2, "steps": max(1, p.lengths[-1] // 2)}
     return {"scheme": "fusemix", "items": p.train_items // 4, **own}
@@ -269,6 +290,7 @@ EXPERIMENTS = {
     "ablations": Experiment(arms_ablations, shorter),
     "plug": Experiment(arms_plug, longer),
     "swap": Experiment(arms_swap, longer, "swapping"),
+    "generation": Experiment(arms_generation, longer, "generation"),
     # A run from scratch takes minutes: three seeds.
     "scratch": Experiment(arms_scratch, lambda p: replace(longer(p), seeds=min(p.seeds, 3)), "end_to_end"),
 }

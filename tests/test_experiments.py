@@ -73,4 +73,4 @@ def test_the_control_of_a_concatenation_keeps_the_first_encoder():
 def test_arms_are_told_apart_and_fit_their_scale(name, scale):
     p, arms = plan(name, profile(scale))
     assert scale != "lite" or len({str(sorted(arm.items())) for arm in arms}) == len(arms)
-    assert all(1 < arm["items"] <= arm.get("pool", p.train_items) <= p.train_items for arm in arms)
+    assert all(1 < arm.get("items", 2) <= arm.get("pool", p.train_items) <= p.train_items for arm in arms)
