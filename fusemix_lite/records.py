@@ -157,5 +157,5 @@ def fingerprint(profile: Profile, arms: list[dict]) -> str:
     usual = {"wording": "natural", "noise": 0.0, "skew": 0.0}
     told = sorted({tuple(arm.get(key, value) for key, value in usual.items()) for arm in arms} - {tuple(usual.values())})
     worlds = [world_digest(), *(world_digest(*how) for how in told)]
-    weights = [*encoders, *sorted({arm["generator"] for arm in arms if "generator" in arm})]
-    return digest([scale(profile), arms, [weights_digest(name) for name in weights], *worlds])
+    drawn = sorted({name for arm in arms if "generator" in arm for name in (arm["generator"], "lite-reader")})
+    return digest([scale(profile), arms, [weights_digest(name) for name in [*encoders, *drawn]], *worlds])
