@@ -54,6 +54,7 @@ KINDS = {
         frozenset({"others", "at"}),
     ),
 }  # fmt: skip
+PLAIN = ("gap",)  # metrics that are no percentages
 WORDS = {"change": {"grows": 1, "shrinks": -1, "stays": 1}, "trend": {"rises": 1, "falls": -1, "flat": 1}}
 
 
@@ -103,6 +104,11 @@ class Claim:
         """What is asked of it: "margin", "within", "above" or "share"."""
         asked = {"margin", "within", "above", "share"} & set(self.rule or ())
         return next(iter(asked), None)
+
+    @property
+    def asks_for_likeness(self) -> bool:
+        """Whether a result has to lie near 0, so that its null plainly does not."""
+        return self.criterion == "within" or (self.kind, self.criterion) == ("level", "margin")
 
     @property
     def metrics(self) -> list[str]:
@@ -165,14 +171,14 @@ class Verdict(NamedTuple):
     """What a rule measures, with its 95 % interval, and what it says to that.
 
     A positive number is one in the claim's direction. Points of a metric in %, but for a share (% of the other arm), a trend
-    (points an octave, that is a doubling) and arithmetic (a plain number).
+    (points an octave, that is a doubling), a metric that is no percentage (plain) and arithmetic (no unit, no interval).
     """
 
     mean: float
     low: float
     high: float
     verdict: Literal["reproduced", "direction only", "not reproduced", "not testable at this scale"]
-    unit: Literal["points", "% of the other", "points an octave", ""] = "points"
+    unit: Literal["points", "% of the other", "points an octave", "plain", ""] = "points"
 
     def __str__(self) -> str:
         return f"{points(self)}: {self.verdict}"
@@ -247,7 +253,7 @@ def points(gain: Interval | Verdict) -> str:
         return "–" if math.isnan(gain.mean) else f"{gain.mean:,.4g}"
     if unit == "% of the other":
         return f"{gain.mean:.0f} % ({gain.low:.0f} to {gain.high:.0f})"
-    digits = 2 if unit == "points an octave" else 1
+    digits = 1 if unit == "points" else 2
     return f"{gain.mean:+.{digits}f} ({gain.low:+.{digits}f} to {gain.high:+.{digits}f})"
 
 
@@ -293,20 +299,20 @@ def _apply(claim: Claim, rule: dict, record: Record, made: tuple) -> dict[str, V
         raise FuseMixLiteError(f"claim {claim.id!r} is about {made}, the record is {found}")
     metrics = [rule["metric"]] if isinstance(rule["metric"], str) else rule["metric"]
     try:
-        return {metric: _verdict(claim, rule, _MEASURES[claim.kind](claim, rule, metric, record)) for metric in metrics}
+        return {metric: _verdict(claim, rule, metric, _MEASURES[claim.kind](claim, rule, metric, record)) for metric in metrics}
     except KeyError as error:
         raise FuseMixLiteError(f"claim {claim.id!r}: the runs of record {found[0]!r} have no metric {error}") from None
 
 
-def _verdict(claim: Claim, rule: dict, gain: Interval) -> Verdict:
+def _verdict(claim: Claim, rule: dict, metric: str, gain: Interval) -> Verdict:
     """What a rule asks of what it measured."""
-    unit = "points an octave" if claim.kind == "trend" else "points"
+    unit = "plain" if metric in PLAIN else "points an octave" if claim.kind == "trend" else "points"
     if "share" in rule:
         unit = "% of the other"
         surely, enough = gain.low >= rule["share"], True
         partly = rule["share"] > 100 and gain.low > 100  # surely more than the other, not surely so much more
-    elif "within" in rule or ("level" in rule and "margin" in rule):
-        band = rule.get("within", rule.get("margin"))
+    elif claim.asks_for_likeness:
+        band = rule[claim.criterion]
         surely, enough, partly = -band <= gain.low and gain.high <= band, True, False
     else:
         surely = partly = gain.low > 0
@@ -319,8 +325,8 @@ def _weakest(claim: Claim, each: dict[str, Verdict]) -> Verdict:
     """The verdict that a rule over all of these metrics has; of equals, the one nearest to failing."""
 
     def strength(found: Verdict) -> tuple:
-        band = claim.criterion == "within" or (claim.kind, claim.criterion) == ("level", "margin")
-        return -VERDICTS.index(found.verdict), -max(-found.low, found.high) if band else found.low
+        near = claim.asks_for_likeness
+        return -VERDICTS.index(found.verdict), -max(-found.low, found.high) if near else found.low
 
     return min(each.values(), key=strength)
 

@@ -126,6 +126,13 @@ def head(module: str) -> str:
     return text.split("\n\n", 1)[1] + "\n"
 
 
+def ledger() -> str:
+    """Every claim with its verdict, from book/claims.yml and the records."""
+    from fusemix_lite.ledger import judged, page
+
+    return page(judged(), {path.stem: title(path) for path in chapters()})
+
+
 def citation(address: str) -> str:
     """How to cite book and paper, from CITATION.cff."""
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -173,6 +180,7 @@ def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> No
         "files": head("files"),
         "arrays": head("arrays"),
         "citation": citation(address),
+        "ledger": ledger(),
     }
     for name, text in fragments.items():
         (folder / f"{name}.md").write_text(text)
