@@ -171,16 +171,8 @@ def linearity(train: LatentPairs, val: LatentPairs, items: int = 1000, seed: int
         ``{"x_to_y": Linearity, "y_to_x": Linearity}``
     """
     few = train.subset(min(items, train.n_items), seed)
-    (x, y), (x_val, y_val) = _sides(few), _sides(val)
+    (x, y), (x_val, y_val) = few.per_item(), val.per_item()
     return {"x_to_y": _linearity(x, y, x_val, y_val), "y_to_x": _linearity(y, x, y_val, x_val)}
-
-
-def _sides(pairs: LatentPairs) -> tuple[Tensor, Tensor]:
-    """x and the mean of its y rows, (N', dx) and (N', dy) in double precision, of the items that own a y."""
-    counts = torch.bincount(pairs.owner, minlength=pairs.n_items)
-    sums = torch.zeros(pairs.n_items, pairs.y.shape[1], dtype=torch.float64).index_add_(0, pairs.owner, pairs.y.double())
-    paired = counts > 0
-    return pairs.x[paired].double(), sums[paired] / counts[paired, None]
 
 
 def _linearity(a: Tensor, b: Tensor, a_val: Tensor, b_val: Tensor) -> Linearity:

@@ -134,6 +134,14 @@ class LatentPairs:
         """All latents scaled to norm 1: directions alone."""
         return LatentPairs(F.normalize(self.x, dim=1), F.normalize(self.y, dim=1), self.owner, self.names, self.item_ids)
 
+    def per_item(self) -> tuple[Tensor, Tensor]:
+        """One row an item on both sides: x and the mean of its y rows, (N', dx) and (N', dy) float64, of the N' items that
+        own a y."""
+        counts = torch.bincount(self.owner, minlength=self.n_items)
+        sums = torch.zeros(self.n_items, self.y.shape[1], dtype=torch.float64).index_add_(0, self.owner, self.y.double())
+        paired = counts > 0
+        return self.x[paired].double(), sums[paired] / counts[paired, None]
+
     def joined(self, *others: "LatentPairs") -> "LatentPairs":
         """These items and those of others, one after the other. Ids are kept where all have them."""
         every = [self, *others]

@@ -104,6 +104,12 @@ def test_unit_latents_keep_their_direction():
     assert torch.equal(unit.owner, pairs.owner)
 
 
+def test_per_item_averages_the_rows_of_an_item():
+    pairs = LatentPairs([[1.0], [2.0], [3.0]], [[4.0], [6.0], [9.0]], [2, 2, 0])
+    x, y = pairs.per_item()
+    assert x.tolist() == [[1.0], [3.0]] and y.tolist() == [[9.0], [5.0]] and y.dtype == torch.float64
+
+
 def test_joined_parts_are_the_whole():
     pairs = numbered(9)
     parts = [pairs.take(range(2)), pairs.take(range(2, 3)), pairs.take(range(3, 9))]
