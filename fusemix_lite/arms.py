@@ -151,7 +151,8 @@ def arms_scratch(p: Profile) -> list[dict]:
     times as long with all of them; the fusion runs that it is compared with; the null."""
     sizes = tuple(dict.fromkeys((p.scarce, p.sizes[len(p.sizes) // 2], p.sizes[-1])))
     steps, usual = p.lengths[-1], {"scheme": "scratch", "dropout": p.dropouts[0]}
-    scratch = [*({**usual, "items": n, "steps": steps} for n in sizes), {**usual, "items": sizes[-1], "steps": 3 * steps}]
+    ends = dict.fromkeys((sizes[0], sizes[-1]))
+    scratch = [*({**usual, "items": n, "steps": steps} for n in ends), {**usual, "items": sizes[-1], "steps": 3 * steps}]
     fusion = [{"scheme": s, "items": n} for n, s in product(sizes, ("none", "fusemix"))]
     return [*scratch, *fusion, {"scheme": "none", "items": p.scarce, "null": "again"}]
 
@@ -219,6 +220,12 @@ def shorter(p: Profile) -> Profile:
     return replace(p, lengths=(max(1, p.lengths[-1] // 2),), dropouts=p.dropouts[-2:], seeds=max(2, p.seeds // 2))
 
 
+def middling(p: Profile) -> Profile:
+    """In between: two thirds of the usual longest length, the ends of the grid, and half the seeds."""
+    steps, dropouts = max(1, p.lengths[-1] * 2 // 3), tuple(dict.fromkeys((p.dropouts[0], p.dropouts[-1])))
+    return replace(p, lengths=(steps,), dropouts=dropouts, seeds=max(2, p.seeds // 2))
+
+
 def longer(p: Profile) -> Profile:
     """The scale where pairs are up to all of them: one length, the longest, and half the seeds."""
     return replace(p, lengths=p.lengths[-1:], seeds=max(2, p.seeds // 2))
@@ -284,7 +291,7 @@ EXPERIMENTS = {
     "flickr8k": Experiment(arms_flickr8k, photos),
     "philharmonia": Experiment(arms_philharmonia, notes),
     "quantity": Experiment(arms_quantity),
-    "quality": Experiment(arms_quality, longer),
+    "quality": Experiment(arms_quality, middling),
     "diversity": Experiment(arms_diversity, shorter),
     "diversity-flickr8k": Experiment(arms_diversity_flickr8k, lambda p: longer(photos(p))),
     "ablations": Experiment(arms_ablations, shorter),
