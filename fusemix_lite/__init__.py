@@ -28,12 +28,17 @@ _EXPORTS = {
     "arrays": ["load_array", "load_latent_pairs"],
     "files": ["FilePairs", "read_pairs", "split_items"],
     "audits": ["audit"],
+    "subsets": ["greedy_kdpp"],
+    "similarity": ["cka", "mutual_knn"],
 }
+_MODULES = {"costs", "subsets"}  # used as fl.costs.fusion_cost
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = ["FuseMixLiteError", "__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str):
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'fusemix_lite' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
