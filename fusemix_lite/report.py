@@ -138,26 +138,38 @@ def forest(ax, groups: dict[str, dict[str, Sequence]], marker: str = "o") -> Non
     ax.set_yticks(list(ticks.values()), list(ticks))
 
 
-def against_base(ax, values: Sequence[str], series: dict[str, Sequence]) -> None:
+def against_base(ax, values: Sequence[str], series: dict[str, Sequence], limits: tuple[float, float]) -> None:
     """Draw one ablation as a small plot: how far each value of an option is from the base, which lies on the zero line.
 
     values: what was tried, in order, one place each along x; the base among them is written in bold.
     series: name -> an interval (``mean``, ``low``, ``high``) of the difference a value, None for the base. Marks of the first
     series are full, those of the second are open, and they stand side by side.
+    limits: of the y axis. A mean beyond them is drawn at the edge, as an arrow with its number, so that one huge effect does
+    not flatten all others.
     """
     ax.axhline(0, color="black", lw=1)
     for i, (name, differences) in enumerate(series.items()):
         shift = 0.24 * (i - (len(series) - 1) / 2)
-        drawn = [(x + shift, d) for x, d in enumerate(differences) if d is not None]
-        bars = [[d.mean - d.low for _, d in drawn], [d.high - d.mean for _, d in drawn]]
-        style = {"color": COLOURS["fusemix"], "mfc": "white" if i else COLOURS["fusemix"], "lw": 1.6, "ms": 6, "capsize": 0}
-        ax.errorbar([x for x, _ in drawn], [d.mean for _, d in drawn], bars, fmt="s" if i else "o", label=name, **style)
+        style = {"color": COLOURS["fusemix"], "mfc": "white" if i else COLOURS["fusemix"], "ms": 6}
+        inside, beyond = [], []
+        for x, d in enumerate(differences):
+            if d is not None:
+                (inside if limits[0] <= d.mean <= limits[1] else beyond).append((x + shift, d))
+        bars = [[d.mean - d.low for _, d in inside], [d.high - d.mean for _, d in inside]]
+        x, y = [x for x, _ in inside], [d.mean for _, d in inside]
+        ax.errorbar(x, y, bars, fmt="s" if i else "o", label=name, lw=1.6, capsize=0, **style)
+        for x, d in beyond:
+            edge, marker, inward = (limits[0], "v", 8) if d.mean < 0 else (limits[1], "^", -8)
+            ax.plot(x, edge, marker, clip_on=False, **style)
+            # The numbers of the two series stand one above the other.
+            text = {"xytext": (0, inward * (1 + 1.5 * i)), "textcoords": "offset points", "ha": "center"}
+            ax.annotate(f"{d.mean:+.0f}", (x, edge), **text, va="bottom" if inward > 0 else "top", fontsize=10)
     base = [x for x in range(len(values)) if all(differences[x] is None for differences in series.values())]
     ax.plot(base, [0] * len(base), "D", color="black", ms=6)
     ax.set_xticks(range(len(values)), values)
     for x in base:
         ax.get_xticklabels()[x].set_weight("bold")
-    ax.set_xlim(-0.6, len(values) - 0.4)
+    ax.set(xlim=(-0.6, len(values) - 0.4), ylim=limits)
     ax.grid(False, axis="x")
 
 

@@ -198,7 +198,7 @@ def test_a_forest_has_a_row_an_interval_and_a_label_a_group():
 def test_a_small_plot_of_an_ablation_marks_the_base():
     fig, ax = plt.subplots()
     full, hollow = [Interval(-3, -4, -2), None, Interval(1, 0, 2)], [Interval(-5, -6, -4), None, Interval(0, -1, 1)]
-    report.against_base(ax, ["64", "256", "1,024"], {"t": full, "i": hollow})
+    report.against_base(ax, ["64", "256", "1,024"], {"t": full, "i": hollow}, (-6, 3))
     (first, _, (bar,)), (second, *_) = ax.containers
     assert list(first.get_ydata()) == [-3, 1] and list(second.get_ydata()) == [-5, 0]
     assert [tuple(segment[:, 1]) for segment in bar.get_segments()] == [(-4, -2), (0, 2)]
@@ -208,6 +208,16 @@ def test_a_small_plot_of_an_ablation_marks_the_base():
     labels = ax.get_xticklabels()
     assert [label.get_text() for label in labels] == ["64", "256", "1,024"]
     assert [label.get_weight() for label in labels].index("bold") == 1 and labels[0].get_weight() != "bold"
+    plt.close(fig)
+
+
+def test_what_lies_beyond_a_small_plot_is_an_arrow_with_its_number():
+    fig, ax = plt.subplots()
+    report.against_base(ax, ["8", "128", "512"], {"t": [Interval(-12.3, -14, -10), None, Interval(4.4, 2, 7)]}, (-6, 3))
+    assert ax.get_ylim() == (-6, 3) and not len(ax.containers[0][0].get_xdata())  # no mark is left inside
+    arrows = {line.get_marker(): line.get_ydata()[0] for line in ax.lines if line.get_marker() in ("v", "^")}
+    assert arrows == {"v": -6, "^": 3}
+    assert [text.get_text() for text in ax.texts] == ["-12", "+4"]
     plt.close(fig)
 
 
