@@ -148,6 +148,7 @@ def against_base(ax, values: Sequence[str], series: dict[str, Sequence], limits:
     not flatten all others.
     """
     ax.axhline(0, color="black", lw=1)
+    written = {}
     for i, (name, differences) in enumerate(series.items()):
         shift = 0.24 * (i - (len(series) - 1) / 2)
         style = {"color": COLOURS["fusemix"], "mfc": "white" if i else COLOURS["fusemix"], "ms": 6}
@@ -161,8 +162,8 @@ def against_base(ax, values: Sequence[str], series: dict[str, Sequence], limits:
         for x, d in beyond:
             edge, marker, inward = (limits[0], "v", 8) if d.mean < 0 else (limits[1], "^", -8)
             ax.plot(x, edge, marker, clip_on=False, **style)
-            # The numbers of the two series stand one above the other.
-            text = {"xytext": (0, inward * (1 + 1.5 * i)), "textcoords": "offset points", "ha": "center"}
+            above = written[round(x), marker] = written.get((round(x), marker), -1) + 1  # numbers stand one above the other
+            text = {"xytext": (0, inward * (1 + 1.5 * above)), "textcoords": "offset points", "ha": "center"}
             ax.annotate(f"{d.mean:+.0f}", (x, edge), **text, va="bottom" if inward > 0 else "top", fontsize=10)
     base = [x for x in range(len(values)) if all(differences[x] is None for differences in series.values())]
     ax.plot(base, [0] * len(base), "D", color="black", ms=6)
