@@ -39,8 +39,27 @@ class Reported:
         return self.recall.get(dataset, {}).get(direction, {}).get(k)
 
 
+@dataclass(frozen=True)
+class Effort(Reported):
+    """How long training took somebody: a row of the topics in `EFFORTS`.
+
+    Attributes:
+        device: on which device; device_hours: hours, times devices. None where no source says so.
+    """
+
+    device: str | None
+    device_hours: float | None
+
+    @property
+    def device_days(self) -> float | None:
+        return None if self.device_hours is None else self.device_hours / 24
+
+
+EFFORTS = ("training-time", "pretraining-time")
+
+
 def load_reported(topic: str, path: Path = REPORTED) -> list[Reported]:
-    """The reported results of a topic, such as "image-text-retrieval", in the file's order.
+    """The reported results of a topic, such as "image-text-retrieval", in the file's order; of those in `EFFORTS`, `Effort`.
 
     Raises:
         FuseMixLiteError: no such file or topic, or a row that lacks a field, a known mark or a source, or whose recall
@@ -57,11 +76,12 @@ def load_reported(topic: str, path: Path = REPORTED) -> list[Reported]:
     if not isinstance(topics, dict) or topic not in topics:
         have = ", ".join(topics) if isinstance(topics, dict) else "nothing"
         raise FuseMixLiteError(f"{path.name} has no topic {topic!r}; it has {have}")
-    return [_checked(row, f"{path.name}, {topic}, row {i}") for i, row in enumerate(topics[topic], 1)]
+    kind = Effort if topic in EFFORTS else Reported
+    return [_checked(row, kind, f"{path.name}, {topic}, row {i}") for i, row in enumerate(topics[topic], 1)]
 
 
-def _checked(row: dict, where: str) -> Reported:
-    fields = tuple(Reported.__dataclass_fields__)
+def _checked(row: dict, kind: type[Reported], where: str) -> Reported:
+    fields = tuple(kind.__dataclass_fields__)
     if not isinstance(row, dict) or sorted(row) != sorted(fields):
         raise FuseMixLiteError(f"{where}: give exactly the fields {', '.join(fields)}")
     where = f"{where} ({row['model']})"
@@ -78,4 +98,7 @@ def _checked(row: dict, where: str) -> Reported:
             for k, value in values.items():
                 if not isinstance(value, (int, float)) or not 0 <= value <= 100:
                     raise FuseMixLiteError(f"{where}: {dataset} {direction}@{k} = {value!r} is no percentage")
-    return Reported(**row)
+    hours = row.get("device_hours")
+    if hours is not None and not (isinstance(hours, (int, float)) and hours > 0 and row["device"]):
+        raise FuseMixLiteError(f"{where}: device_hours = {hours!r} of {row['device']}; give hours above 0 and a device, or null")
+    return kind(**row)

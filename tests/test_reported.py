@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from fusemix_lite import FuseMixLiteError
-from fusemix_lite.reported import MARKS, load_reported
+from fusemix_lite.reported import EFFORTS, MARKS, load_reported
 
 GOOD = {
     "model": "A",
@@ -71,3 +71,22 @@ def test_missing_things_are_named(tmp_path):
     (tmp_path / "bad.yml").write_text("a: [1,")
     with pytest.raises(FuseMixLiteError, match="no YAML"):
         load_reported("topic", tmp_path / "bad.yml")
+
+
+def test_how_long_training_took_is_known_or_none():
+    rows = {row.model: row for topic in EFFORTS for row in load_reported(topic)}
+    results = {row.model: row for row in load_reported("image-text-retrieval")}
+    for name in rows.keys() & results.keys():  # one story about a model
+        assert rows[name].pairs == results[name].pairs and not rows[name].recall
+    assert rows["CLIP ViT-L/14@336"].device_days == 256 * 12
+    assert rows["CLIP ViT-L/14@336"].device_days / rows["FuseMix (best)"].device_days == pytest.approx(600)
+    assert rows["ALIGN"].device_days is None
+
+
+@pytest.mark.parametrize("change", [{"device_hours": -1}, {"device_hours": "5 h"}, {"device": None}])
+def test_hours_without_a_device_are_refused(tmp_path, change):
+    row = GOOD | {"device": "V100", "device_hours": 5} | change
+    path = tmp_path / "r.yml"
+    path.write_text(yaml.safe_dump({"training-time": [row]}))
+    with pytest.raises(FuseMixLiteError, match="give hours above 0 and a device"):
+        load_reported("training-time", path)
