@@ -100,5 +100,5 @@ def _checked(row: dict, kind: type[Reported], where: str) -> Reported:
                     raise FuseMixLiteError(f"{where}: {dataset} {direction}@{k} = {value!r} is no percentage")
     hours = row.get("device_hours")
     if hours is not None and not (isinstance(hours, (int, float)) and hours > 0 and row["device"]):
-        raise FuseMixLiteError(f"{where}: device_hours = {hours!r} of {row['device']}; give hours above 0 and a device, or null")
+        raise FuseMixLiteError(f"{where}: device_hours = {hours!r} of {row['device']}; give hours above 0, a device, or null")
     return kind(**row)

@@ -88,5 +88,5 @@ def test_hours_without_a_device_are_refused(tmp_path, change):
     row = GOOD | {"device": "V100", "device_hours": 5} | change
     path = tmp_path / "r.yml"
     path.write_text(yaml.safe_dump({"training-time": [row]}))
-    with pytest.raises(FuseMixLiteError, match="give hours above 0 and a device"):
+    with pytest.raises(FuseMixLiteError, match="give hours above 0, a device"):
         load_reported("training-time", path)
