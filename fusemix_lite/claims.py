@@ -74,7 +74,7 @@ class Claim:
     group: str | None = None
     chapter: str | None = None
     real: dict | None = None  # the same rule on real latents: record, and what it replaces of the rule
-    why: str | None = None
+    why: str | None = None  # it cannot be tested, or its run has not been made yet
 
     def __post_init__(self):
         if self.mark not in (*MARKS, "ours"):
@@ -84,8 +84,6 @@ class Claim:
         if self.rule is None:
             if not self.why or self.null or self.record:
                 raise self._wrong("without a rule it is not testable, so it says why, and has neither record nor null")
-        elif self.why:
-            raise self._wrong("why is for claims that cannot be tested; this one has a rule")
         elif "arithmetic" in self.rule:
             self._check_arithmetic()
         else:
@@ -222,7 +220,7 @@ def judge(claim: Claim, record: Record | None) -> Verdict:
         value, rule = _calculate(claim.rule["arithmetic"], claim.id), claim.rule
         off = 100 * abs(value / rule["equals"] - 1)
         return Verdict(value, value, value, "reproduced" if off <= rule["within"] else "not reproduced", "")
-    return _weakest(claim, judge_each(claim, record))
+    return weakest(claim, judge_each(claim, record))
 
 
 def judge_each(claim: Claim, record: Record) -> dict[str, Verdict]:
@@ -234,7 +232,7 @@ def judge_null(claim: Claim, record: Record | None) -> Verdict:
     """The same rule where the claim cannot be true; "reproduced" here would speak against the rule."""
     if not isinstance(claim.null, dict):
         raise FuseMixLiteError(f"claim {claim.id!r} has no null: it is about arithmetic, or cannot be tested")
-    return _weakest(claim, _apply(claim, claim.rule | claim.null, record, (claim.record, claim.profile)))
+    return weakest(claim, _apply(claim, claim.rule | claim.null, record, (claim.record, claim.profile)))
 
 
 def judge_real(claim: Claim, record: Record | None) -> Verdict:
@@ -243,7 +241,7 @@ def judge_real(claim: Claim, record: Record | None) -> Verdict:
         raise FuseMixLiteError(f"claim {claim.id!r} names no real latents")
     real = dict(claim.real)
     made = real.pop("record"), real.pop("profile", claim.profile)
-    return _weakest(claim, _apply(claim, claim.rule | real, record, made))
+    return weakest(claim, _apply(claim, claim.rule | real, record, made))
 
 
 def points(gain: Interval | Verdict) -> str:
@@ -321,7 +319,7 @@ def _verdict(claim: Claim, rule: dict, metric: str, gain: Interval) -> Verdict:
     return Verdict(*gain, verdict, unit)
 
 
-def _weakest(claim: Claim, each: dict[str, Verdict]) -> Verdict:
+def weakest(claim: Claim, each: dict[str, Verdict]) -> Verdict:
     """The verdict that a rule over all of these metrics has; of equals, the one nearest to failing."""
 
     def strength(found: Verdict) -> tuple:

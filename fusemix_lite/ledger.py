@@ -14,7 +14,21 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from .claims import GROUPS, VERDICTS, Claim, Verdict, judge, judge_each, judge_null, judge_real, load_claims, points, record_of
+from .claims import (
+    GROUPS,
+    VERDICTS,
+    Claim,
+    Verdict,
+    judge,
+    judge_each,
+    judge_null,
+    judge_real,
+    load_claims,
+    points,
+    record_of,
+    weakest,
+)
+from .errors import FuseMixLiteError
 from .real import REAL
 from .records import RESULTS, data_of
 from .reported import MARKS
@@ -130,7 +144,7 @@ def page(rows: Sequence[Row], chapters: dict[str, str]) -> str:
 
     chapters: the title of every chapter that the book has, by its file's name without ``.ipynb``; others get no link.
     """
-    parts = [_headline(rows), "## At a glance", _counts(rows), _legend(), _nulls(rows)]
+    parts = [headline(rows), "## At a glance", _counts(rows), _legend(), _nulls(rows)]
     parts += ["## All comparisons in one figure", _forest(rows)]
     parts += ["## Claim by claim", _filter()]
     for group in GROUPS:
@@ -139,6 +153,49 @@ def page(rows: Sequence[Row], chapters: dict[str, str]) -> str:
             cards = "".join(_card(card, chapters) for card in cards_of(mine))
             parts += [f"### {group.capitalize()}", f'<div class="ledger-group">{cards}</div>']
     return "\n\n".join(parts) + "\n"
+
+
+def results(rows: Iterable[Row], chosen: Iterable[str], both: bool = True) -> str:
+    """A short table of results for a page of ``book/``, each linked to its card.
+
+    chosen: families, that is ids without their direction. both: what is measured, and a column for each direction; or else
+    the claim itself, and its result in one column.
+
+    Raises:
+        FuseMixLiteError: no claim is of that family, or it has no direction that a column asks for.
+    """
+    families = {}
+    for row in rows:
+        families.setdefault(family(row), []).append(row)
+    lines = ["| measured | to text | from text |", "|---|---|---|"] if both else ["| claim | result |", "|---|---|"]
+    for name in chosen:
+        if name not in families:
+            raise FuseMixLiteError(f"the ledger has no claim {name!r}; claims.yml says which ones there are")
+        claim, told = families[name][0].claim, _by_direction(families[name])
+        if both and set(told) != {"to text", "from text"}:
+            raise FuseMixLiteError(f"claim {name!r} has {', '.join(filter(None, told)) or 'no direction'}, not both directions")
+        cells = [told["to text"], told["from text"]] if both else ["; ".join(f"{way} {t}".strip() for way, t in told.items())]
+        label = escape(measured_in_words(claim) if both else claim.claim)
+        lines.append(" | ".join([f'| <a href="reference/ledger.html#claim-{name}">{label}</a>', *cells]) + " |")
+    signs = ", ".join(f"{sign} {verdict}" for verdict, (sign, _) in SIGNS.items() if verdict in VERDICTS[:3])
+    return "\n".join([*lines, "", f"{signs}; in points (where no other unit stands), with 95 % intervals."]) + "\n"
+
+
+def _by_direction(card: Sequence[Row]) -> dict[str, str]:
+    """The weakest result of a card in each direction, with its verdict's sign; "" is the direction of what has none."""
+    told = {}
+    for row in card:
+        ways = {}
+        for metric, found in row.each.items():
+            name = metric.partition("@")[0]
+            way = "to text" if name.endswith("_to_text") else "from text" if "text_to_" in name else ""
+            ways.setdefault(way, {})[metric] = found
+        if not ways:
+            told[""] = f"{SIGNS[row.verdict][0]} {points(row.found) if row.found else row.verdict}"
+        for way, each in ways.items():
+            found = weakest(row.claim, each)
+            told[way] = f"{SIGNS[found.verdict][0]} {points(found)}".replace("-", "−")
+    return told
 
 
 def _count(rows: Iterable[Row]) -> dict[str, int]:
@@ -151,7 +208,8 @@ def _tried(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.null]
 
 
-def _headline(rows: Sequence[Row]) -> str:
+def headline(rows: Sequence[Row]) -> str:
+    """How many claims have which verdict, in words."""
     tried = _tried(row for row in rows if is_the_papers(row.claim))
     ours = _tried(row for row in rows if not is_the_papers(row.claim))
     n, own = _count(tried), _count(ours)
@@ -229,7 +287,9 @@ def _filter() -> str:
         for value, words in choices
     )
     return (
-        "Negative results come first in each group. Rules, nulls and sources unfold with a click.\n\n"
+        "Negative results come first in each group. Rules, nulls and sources unfold with a click, and with them how sure we "
+        "are of what the paper says: stated in it (P), in its official code (C), told by a secondary source (S), or arithmetic "
+        "from such facts (D). Claims without such a mark are this book’s own questions and controls.\n\n"
         f'<fieldset class="ledger-filter"><legend>Show</legend>{buttons}</fieldset>'
     )
 
@@ -250,7 +310,7 @@ def _line(row: Row) -> str:
     parts = [f'<p class="ledger-claim" id="{row.claim.id}">{_sign(row.verdict)} {escape(row.claim.claim)}</p>']
     if row.claim.why:
         parts.append(f'<p class="ledger-result">{escape(row.claim.why)}</p>')
-    if row.found and not row.claim.why:
+    if row.found and row.claim.kind != "untestable":
         parts.append(f'<p class="ledger-result"><b>{_data(row.claim.rule)}</b> {outcome(row, row.found)}{_each(row)}</p>')
     if row.real:
         title = REAL[data_of(_first_arm(row.claim.rule | row.claim.real))].title
@@ -281,9 +341,10 @@ def _each(row: Row) -> str:
 
 def _facts(card: Sequence[Row], chapters: dict[str, str]) -> list[tuple[str, str]]:
     claim = card[0].claim
-    mark = MARKS.get(claim.mark, "not the paper’s; ours")
     told = f"{claim.reported:,g}" if isinstance(claim.reported, (int, float)) else escape(claim.reported or "none known to us")
-    facts = [("Where", escape(claim.where)), ("Paper’s value", told), ("How we know", f"<b>{claim.mark}</b>: {mark}")]
+    facts = [("Where", escape(claim.where))]
+    if is_the_papers(claim):
+        facts += [("Paper’s value", told), ("How we know", f"<b>{claim.mark}</b>: {MARKS[claim.mark]}")]
     if claim.kind == "untestable":
         return facts
     if claim.kind != "arithmetic":

@@ -152,9 +152,11 @@ def test_the_committed_rows_say_where_they_belong():
         assert claim.chapter in chapters, claim.id
 
 
-def test_every_claim_that_can_be_tested_has_its_record():
-    missing = {claim.record for claim in TESTED if not (records.RESULTS / claim.profile / f"{claim.record}.json").exists()}
-    assert not missing, f"make it: python -m fusemix_lite.experiments {' '.join(missing)}"
+def test_a_claim_has_its_record_or_says_why_not():
+    made = {claim.id: (records.RESULTS / claim.profile / f"{claim.record}.json").exists() for claim in TESTED}
+    missing = {claim.record for claim in TESTED if not made[claim.id] and not claim.why}
+    assert not missing, f"make it (python -m fusemix_lite.experiments {' '.join(missing)}), or say `why` in claims.yml"
+    assert not [claim.id for claim in TESTED if made[claim.id] and claim.why], "the run has been made: `why` can go"
 
 
 def naive_verdict(rule: dict, record: Record) -> tuple[float, str]:
@@ -509,8 +511,6 @@ def test_what_cannot_be_tested_here_says_why():
     assert record_that_judges(claim) is None
     with pytest.raises(FuseMixLiteError, match="says why"):
         replace(claim, why=None)
-    with pytest.raises(FuseMixLiteError, match="this one has a rule"):
-        replace(COMPARISON, why="It takes 5 million pairs.")
 
 
 def test_the_same_rule_judges_real_latents():

@@ -10,6 +10,7 @@ import pytest
 
 from fusemix_lite import ledger, profile, records
 from fusemix_lite.claims import GROUPS, Claim, judge, load_claims, points, record_of
+from fusemix_lite.errors import FuseMixLiteError
 from fusemix_lite.ledger import Row, cards_of, judged, nulls, page
 from fusemix_lite.rule_words import asked_in_words, measured_in_words, metric_in_words, null_in_words
 from tools.fragments import title
@@ -50,9 +51,9 @@ def toy(tmp_path, monkeypatch) -> list[Row]:
     """Records in which FuseMix leads from text by 4 points, trails to text by 1, and the null has a difference of 0."""
     wiggle = np.linspace(-1, 1, 10)
     values = {
-        str(PLAIN): {T2I: 20 + 0 * wiggle, I2T: 30 + 0 * wiggle},
-        str(MIXED): {T2I: 24 + 0.2 * wiggle, I2T: 29 + 0.2 * wiggle},
-        str(AGAIN): {T2I: 20 + wiggle, I2T: 30 + wiggle},
+        str(PLAIN): {T2I: 20 + 0 * wiggle, I2T: 30 + 0 * wiggle, T2I.replace("1", "5"): 40 + 0 * wiggle},
+        str(MIXED): {T2I: 24 + 0.2 * wiggle, I2T: 29 + 0.2 * wiggle, T2I.replace("1", "5"): 40.6 + 0 * wiggle},
+        str(AGAIN): {T2I: 20 + wiggle, I2T: 30 + wiggle, T2I.replace("1", "5"): 40 + wiggle},
     }
     cells = [
         {"arm": arm, "runs": [{m: float(v[i]) for m, v in values[str(arm)].items()} for i in range(10)]}
@@ -146,8 +147,8 @@ def test_what_a_card_says(toy):
     assert "Sounding Scenes +4.0 (+3.9 to +4.1) points" in text
     assert "Sounding Scenes −1.0 (−1.1 to −0.9) points, surely the other way" in text
     assert "+0.0 (−0.5 to +0.5) points, the interval holds 0: did not pass" in text
-    assert "Paper’s value71.2" in text and "Paper’s value71.2 %" in text and "Paper’s valuenone known to us" in text
-    assert "P: stated in the paper" in text and "ours: not the paper’s; ours" in text
+    assert "Paper’s value71.2" in text and "Paper’s value71.2 %" in text
+    assert text.count("How we knowP: stated in the paper") == 4 and text.count("How we knowD: arithmetic") == 1
     assert "It comes to 5.12" in text
     assert "It takes 5 million pairs." in text
     assert "paired over 10 seeds" in text
@@ -186,10 +187,40 @@ def test_one_far_result_does_not_press_the_others_together():
     assert "left:100.00%" in drawn
 
 
+def test_a_claim_that_waits_says_why(toy):
+    text = Balanced(page(judged([replace(WAITING, why="Its generator is still in training.")]), {})).text
+    assert "not measured yet" in text and "Its generator is still in training." in text
+
+
 def test_without_any_record_the_page_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "RESULTS", tmp_path)
     text = page(judged([WAITING, TOY]), {})
     assert "Nothing has been measured yet" in text and "2 rules still wait" in text
+
+
+def test_a_table_of_results_for_another_page(toy):
+    row = '<a href="reference/ledger.html#claim-toy">FuseMix minus no mixing (500 scenes)</a>'
+    assert f"| {row} | ✗ −1.0 (−1.1 to −0.9) | ✓ +4.0 (+3.9 to +4.1) |" in ledger.results(toy, ["toy"])
+    one = ledger.results(toy, ["ours", "sum", "waiting"], both=False)
+    claim = "FuseMix beats &lt;no mixing&gt;."
+    assert f'| <a href="reference/ledger.html#claim-ours">{claim}</a> | from text ✓ +4.0 (+3.9 to +4.1) |' in one
+    assert f'| <a href="reference/ledger.html#claim-sum">{claim}</a> | ✓ 5.12 |' in one
+    assert f'| <a href="reference/ledger.html#claim-waiting">{claim}</a> | … not measured yet |' in one
+    with pytest.raises(FuseMixLiteError, match="no claim 'tyo'"):
+        ledger.results(toy, ["tyo"])
+    with pytest.raises(FuseMixLiteError, match="has from text, not both directions"):
+        ledger.results(toy, ["ours"])
+
+
+def test_a_rule_over_both_directions_fills_both_columns(toy):
+    (row,) = judged([replace(OURS, rule=OURS.rule | {"metric": [I2T, T2I]})])
+    assert row.verdict == "not reproduced"
+    assert "| ✗ −1.0 (−1.1 to −0.9) | ✓ +4.0 (+3.9 to +4.1) |" in ledger.results([row], ["ours"])
+    assert "| to text ✗ −1.0 (−1.1 to −0.9); from text ✓ +4.0" in ledger.results([row], ["ours"], both=False)
+    (row,) = judged([replace(OURS, rule=OURS.rule | {"metric": [T2I, T2I.replace("1", "5")]})])
+    assert "| from text ✓ +0.6 (+0.6 to +0.6) |" in ledger.results([row], ["ours"], both=False)  # the weaker of the two
+    (row,) = judged([replace(OURS, rule=OURS.rule | {"metric": [I2T, T2I]})])
+    assert "(the weakest of: R@1 from image to text −1.0" in page([row], {})
 
 
 # The committed ledger

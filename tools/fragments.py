@@ -23,6 +23,33 @@ _SHOWN = {
     "tests": ["pytest", "nbval", "ruff"],
 }
 
+#: What the landing page shows of the ledger: families of claims, by their id without its direction.
+GAINS = [
+    "quantity-fusemix-none-125",
+    "fusemix-none-500",
+    "fusemix-none-8000",
+    "audio-fusemix-none-500",
+    "audio-fusemix-none-8000",
+    "flickr8k-none-500",
+    "flickr8k-none-6000",
+    "philharmonia-none-1000",
+    "philharmonia-none-8246",
+    "fusemix-separate-500",
+    "flickr8k-separate-6000",
+]
+OTHERS = [
+    "scratch-500",
+    "scratch-16x",
+    "quality-two-for-one",
+    "diversity-kdpp-x",
+    "ablation-tuned",
+    "ablation-regularised",
+    "audio-both",
+    "swap-image-share",
+    "generation-heard",
+    "generation-near-text",
+]
+
 
 def machine() -> dict:
     """The machine and the software that a time was measured with; no name of the machine."""
@@ -126,11 +153,17 @@ def head(module: str) -> str:
     return text.split("\n\n", 1)[1] + "\n"
 
 
-def ledger() -> str:
-    """Every claim with its verdict, from book/claims.yml and the records."""
-    from fusemix_lite.ledger import judged, page
+def ledgers() -> dict[str, str]:
+    """Every claim with its verdict, from book/claims.yml and the records: the page, and the landing page's tables."""
+    from fusemix_lite.ledger import headline, judged, page, results
 
-    return page(judged(), {path.stem: title(path) for path in chapters()})
+    rows = judged()
+    return {
+        "ledger": page(rows, {path.stem: title(path) for path in chapters()}),
+        "headline": headline(rows) + "\n",
+        "gains": results(rows, GAINS),
+        "others": results(rows, OTHERS, both=False),
+    }
 
 
 def citation(address: str) -> str:
@@ -180,7 +213,7 @@ def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> No
         "files": head("files"),
         "arrays": head("arrays"),
         "citation": citation(address),
-        "ledger": ledger(),
+        **ledgers(),
     }
     for name, text in fragments.items():
         (folder / f"{name}.md").write_text(text)
