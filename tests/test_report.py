@@ -218,6 +218,9 @@ def test_what_lies_beyond_a_small_plot_is_an_arrow_with_its_number():
     arrows = {line.get_marker(): line.get_ydata()[0] for line in ax.lines if line.get_marker() in ("v", "^")}
     assert arrows == {"v": -6, "^": 3}
     assert [text.get_text() for text in ax.texts] == ["-12", "+4"]
+    huge = [Interval(-20, -30, -10)]
+    report.against_base(ax, ["8"], {"t": huge, "i": huge}, (-6, 3))
+    assert ax.texts[2].xyann[1] < ax.texts[3].xyann[1]  # two numbers at one place do not cover each other
     plt.close(fig)
 
 
