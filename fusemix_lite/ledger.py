@@ -118,7 +118,7 @@ def is_the_papers(claim: Claim) -> bool:
 def outcome(row: Row, found: Verdict) -> str:
     """A result in words: the number with its interval, and where the interval lies."""
     text = points(found).replace("-", "−")
-    unit = {"points": " points", "points an octave": " points a doubling"}.get(found.unit, "")
+    unit = _unit(found)
     if found.verdict == "not reproduced" and unit and not row.claim.asks_for_likeness:
         unit += ", surely the other way" if found.high < 0 else ", the interval holds 0"
     return text + unit
@@ -311,12 +311,16 @@ def _line(row: Row) -> str:
     if row.claim.why:
         parts.append(f'<p class="ledger-result">{escape(row.claim.why)}</p>')
     if row.found and row.claim.kind != "untestable":
-        parts.append(f'<p class="ledger-result"><b>{_data(row.claim.rule)}</b> {outcome(row, row.found)}{_each(row)}</p>')
+        parts.append(f'<p class="ledger-result"><b>{_data(row.claim.rule)}</b> {_told(row)}</p>')
     if row.real:
         title = REAL[data_of(_first_arm(row.claim.rule | row.claim.real))].title
         verdict = f"by the same rule {row.real.verdict}"
         parts.append(f'<p class="ledger-result"><b>{title}</b> {outcome(row, row.real)}; {verdict}</p>')
     return "".join(parts)
+
+
+def _unit(found: Verdict) -> str:
+    return {"points": " points", "points an octave": " points a doubling"}.get(found.unit, "")
 
 
 def _data(rule: dict) -> str:
@@ -331,12 +335,12 @@ def _first_arm(rule: dict) -> dict:
     return rule.get("arm") or rule.get("after", {}).get("arm") or rule["arms"][0]
 
 
-def _each(row: Row) -> str:
-    """Of a rule over several metrics, what it says to each."""
+def _told(row: Row) -> str:
+    """The result of a row; of a rule over several metrics, at each of them."""
     if len(row.each) < 2:
-        return ""
-    told = "; ".join(f"{metric_in_words(metric)} {points(found)}".replace("-", "−") for metric, found in row.each.items())
-    return f" (the weakest of: {told})"
+        return outcome(row, row.found)
+    told = [f"{metric_in_words(metric)} {points(found)}".replace("-", "−") for metric, found in row.each.items()]
+    return f"{'; '.join(told)}{_unit(row.found)}; the weakest counts"
 
 
 def _facts(card: Sequence[Row], chapters: dict[str, str]) -> list[tuple[str, str]]:
@@ -395,7 +399,7 @@ def _forest(rows: Sequence[Row]) -> str:
         "intervals over seeds. Filled circle: reproduced; half-filled diamond: direction only; hollow square: not reproduced. "
         "Of two marks in a line the upper one is to text, the lower one from text. The thin tick is the margin that was fixed "
         "beforehand; a grey band is where a result has to lie if the claim is that there is hardly any difference. An arrow: "
-        "the interval goes on.</p>"
+        "the interval goes on. Of a rule over several metrics the weakest is drawn.</p>"
     )
 
 
