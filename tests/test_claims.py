@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusemix_lite import FuseMixLiteError, profile, records
+from fusemix_lite import FuseMixLiteError, claims, profile, records
 from fusemix_lite.claims import (
     GROUPS,
     VERDICTS,
@@ -613,3 +613,78 @@ def test_a_missing_ledger_and_a_double_id(tmp_path):
 )
 def test_what_an_interval_says_about_a_suspect(rise, verdict):
     assert explains(rise) == verdict
+
+
+# Deliberate breaks: each of these must turn a check of its kind red.
+
+
+def ungrouped(claim, rule, metric, record):
+    """A trend over means, with the interval of an unpaired slope."""
+    y = [record.interval(metric, **arm) for arm in rule["arms"]]
+    return Interval(*(np.polyfit(np.log2(SIZES), [getattr(each, end) for each in y], 1)[0] for end in Interval._fields))
+
+
+BREAKS = {
+    "a lead's change has no direction": (
+        "change",
+        lambda claim, rule, metric, record: record.change_of_lead(
+            metric, *(tuple(rule[s].values()) for s in ("before", "after"))
+        ),
+        lambda: test_a_lead_that_shrinks(3.0, 1.0, 0.1, "reproduced"),
+    ),
+    "only the lead afterwards counts": (
+        "change",
+        lambda claim, rule, metric, record: record.difference(metric, rule["after"]["arm"], rule["after"]["other"]),
+        lambda: test_a_lead_that_shrinks(3.0, 1.0, 0.1, "reproduced"),
+    ),
+    "a trend forgets what seeds share": (
+        "trend",
+        ungrouped,
+        lambda: test_a_trend_is_a_slope_an_octave(1.0, 0.3, "reproduced"),
+    ),
+    "a trend's others are left out": (
+        "trend",
+        lambda claim, rule, metric, record: claims._trend(
+            claim, {key: value for key, value in rule.items() if key != "others"}, metric, record
+        ),
+        test_a_trend_of_a_lead_and_one_in_scrambled_order,
+    ),
+    "a trend a step, not an octave": (
+        "trend",
+        lambda claim, rule, metric, record: claims._trend(claim, {**rule, "at": [2, 4, 8]}, metric, record),
+        lambda: test_a_trend_is_a_slope_an_octave(1.0, 0.3, "reproduced"),
+    ),
+    "a share upside down": (
+        "difference",
+        lambda claim, rule, metric, record: claims._difference(
+            claim, {**rule, "arm": rule["other"], "other": rule["arm"]}, metric, record
+        ),
+        lambda: test_a_share_is_reached_by_the_lower_end(90, 0.95, 0.01, "reproduced"),
+    ),
+    "a level is not taken off": (
+        "level",
+        lambda claim, rule, metric, record: record.interval(metric, **rule["arm"]),
+        test_a_level_may_be_a_number,
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_a_broken_measure_is_found(broken, monkeypatch):
+    kind, measure, check = BREAKS[broken]
+    check()
+    monkeypatch.setitem(claims._MEASURES, kind, measure)
+    with pytest.raises(AssertionError):
+        check()
+
+
+@pytest.mark.parametrize("best", ["the strongest", "the first"])
+def test_a_rule_over_two_tests_that_asks_for_one_is_found(best, monkeypatch):
+    ranked = {claims.VERDICTS[i]: i for i in range(4)}
+    wrong = {
+        "the strongest": lambda claim, each: min(each.values(), key=lambda found: ranked[found.verdict]),
+        "the first": lambda claim, each: next(iter(each.values())),
+    }[best]
+    monkeypatch.setattr(claims, "weakest", wrong)
+    with pytest.raises(AssertionError):
+        test_a_rule_over_two_tests_has_to_hold_on_both()
