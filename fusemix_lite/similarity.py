@@ -3,7 +3,7 @@
 Row i of `x` and row i of `y` belong to one item. The scores look at no coordinates, only at how items lie to each other, so
 the two sides may have different dimensions, and turning or scaling a side as a whole changes nothing.
 
-    x, y = item_latents(val)      # one row an item on either side
+    x, y = sides(val)      # one row an item on either side
     cka(x, y), mutual_knn(x, y), cca_recall(x, y)
 """
 
@@ -20,7 +20,7 @@ from .pairs import LatentPairs
 from .stats import Interval
 
 
-def item_latents(pairs: LatentPairs, standardize: bool = True) -> tuple[Tensor, Tensor]:
+def sides(pairs: LatentPairs, standardize: bool = True) -> tuple[Tensor, Tensor]:
     """Latents of both sides with one row an item, (N', dx) and (N', dy) float64: what `cka` and `mutual_knn` take.
 
     An item's captions are averaged: one caption tells some attributes and leaves out others, and what it happens to leave
@@ -28,11 +28,8 @@ def item_latents(pairs: LatentPairs, standardize: bool = True) -> tuple[Tensor, 
     every dimension mean 0 and variance 1, as an adapter with ``standardize=True`` sees it, so that of two concatenated
     encoders neither counts for more because its numbers are larger; dimensions that never vary are only centred.
     """
-    counts = torch.bincount(pairs.owner, minlength=pairs.n_items)
-    sums = torch.zeros(pairs.n_items, pairs.y.shape[1], dtype=torch.float64).index_add_(0, pairs.owner, pairs.y.double())
-    paired = counts > 0
-    sides = pairs.x[paired].double(), sums[paired] / counts[paired, None]
-    return tuple(map(_standardized, sides)) if standardize else sides
+    x, y = pairs.per_item()
+    return (_standardized(x), _standardized(y)) if standardize else (x, y)
 
 
 def cka(x: Tensor, y: Tensor, debiased: bool = True) -> float:

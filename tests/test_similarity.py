@@ -8,7 +8,7 @@ import torch
 from test_pairs import toy_pairs
 
 from fusemix_lite import FuseMixLiteError, LatentPairs, similarity
-from fusemix_lite.similarity import cca_recall, cka, item_latents, mutual_knn, rank_correlation, regret
+from fusemix_lite.similarity import cca_recall, cka, mutual_knn, rank_correlation, regret, sides
 
 SCORES = {
     "cka": cka,
@@ -151,11 +151,11 @@ def test_cca_finds_a_linear_relation_that_cosine_cannot():
     assert cca_recall(x, y[torch.randperm(300)], k=1) < 5
 
 
-def test_item_latents_are_the_means_of_captions():
+def test_sides_are_the_means_of_captions():
     pairs = LatentPairs(torch.eye(3) * 2, torch.arange(8.0).view(4, 2), [0, 2, 2, 0])
-    x, y = item_latents(pairs, standardize=False)
+    x, y = sides(pairs, standardize=False)
     assert x.tolist() == [[2, 0, 0], [0, 0, 2]] and y.tolist() == [[3, 4], [3, 4]]  # item 1 has no caption
-    x, y = item_latents(toy_pairs(200))
+    x, y = sides(toy_pairs(200))
     for z in (x, y):
         torch.testing.assert_close(z.mean(0), torch.zeros(z.shape[1], dtype=torch.float64))
         torch.testing.assert_close(z.std(0, correction=0), torch.ones(z.shape[1], dtype=torch.float64))
