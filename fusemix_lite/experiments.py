@@ -26,6 +26,7 @@ from tqdm import tqdm
 from .arms import EXPERIMENTS, plan
 from .datasets import SoundingScenes, scene_pairs
 from .disk import as_json, write_aside
+from .encoders import WEIGHTS
 from .errors import FuseMixLiteError
 from .pairs import LatentPairs
 from .profiles import Profile, profile
@@ -292,6 +293,18 @@ def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str,
     return rows
 
 
+def lacks(name: str, p: Profile) -> str | None:
+    """What of an experiment's ingredients is not on this machine, with the remedy; None where all are."""
+    arms = plan(name, p)[1]
+    for data in sorted({data_of(arm) for arm in arms} & set(REAL)):
+        if not find_latents(data):
+            return f"the latents of {data} are not here (--latents FOLDER)"
+    for generator in sorted({arm["generator"] for arm in arms if "generator" in arm}):
+        if not (WEIGHTS / generator / "model.safetensors").exists():
+            return f"{generator} is not trained yet (python -m fusemix_lite.pretrain_generator {generator})"
+    return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], help="which record to make")
@@ -304,8 +317,8 @@ def main() -> None:
     p = profile(args.profile, seeds=args.seeds)
     use_latents(args.latents)
     for name in EXPERIMENTS if "all" in args.names else args.names:
-        if "all" in args.names and name in REAL and not find_latents(name):
-            print(f"{name}: left out, its latents are not here (--latents FOLDER)")
+        if "all" in args.names and (lack := lacks(name, p)):
+            print(f"{name}: left out, {lack}")
             continue
         path = args.out / p.name / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

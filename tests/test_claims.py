@@ -149,7 +149,7 @@ def test_the_committed_rows_say_where_they_belong():
     chapters = {path.stem for path in (ROOT / "book").glob("*.ipynb")}
     for claim in COMMITTED:
         assert claim.group in GROUPS, claim.id
-        assert claim.chapter in chapters, claim.id
+        assert claim.chapter in chapters or claim.why, claim.id  # what cannot be tested yet may wait for its chapter
 
 
 def made(name: str, scale: str) -> bool:

@@ -74,3 +74,11 @@ def test_arms_are_told_apart_and_fit_their_scale(name, scale):
     p, arms = plan(name, profile(scale))
     assert scale != "lite" or len({str(sorted(arm.items())) for arm in arms}) == len(arms)
     assert all(1 < arm.get("items", 2) <= arm.get("pool", p.train_items) <= p.train_items for arm in arms)
+
+
+def test_what_an_experiment_lacks_is_named_with_its_remedy(monkeypatch):
+    assert experiments.lacks("fusemix", SMOKE) is None
+    monkeypatch.setattr(experiments, "find_latents", lambda name: None)
+    assert "flickr8k are not here (--latents" in experiments.lacks("diversity-flickr8k", SMOKE)
+    monkeypatch.setattr(experiments, "WEIGHTS", experiments.WEIGHTS / "nowhere")
+    assert "pretrain_generator lite-generator" in experiments.lacks("generation", SMOKE)

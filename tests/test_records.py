@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fusemix_lite import FuseMixLiteError, experiments, profile, records
+from fusemix_lite.claims import load_claims
 from fusemix_lite.experiments import EXPERIMENTS, Runs, choose, plan
 from fusemix_lite.records import Record, fingerprint
 from fusemix_lite.stats import interval
@@ -78,6 +79,9 @@ def test_missing_and_broken_records_name_the_remedy(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_committed_records_are_not_stale(name):
+    if not (records.RESULTS / "lite" / f"{name}.json").exists():
+        assert all(claim.why for claim in load_claims() if claim.record == name)
+        pytest.skip("its record is still to be made, and the ledger says why")
     p, arms = plan(name, profile("lite"))
     arms = json.loads(json.dumps(arms))
     record = Record.load(name)
