@@ -144,7 +144,7 @@ def page(rows: Sequence[Row], chapters: dict[str, str]) -> str:
 
     chapters: the title of every chapter that the book has, by its file's name without ``.ipynb``; others get no link.
     """
-    parts = [headline(rows), "## At a glance", _counts(rows), _legend(), _nulls(rows)]
+    parts = [headline(rows), "## At a glance", counts(rows), _legend(), _nulls(rows)]
     parts += ["## All comparisons in one figure", _forest(rows)]
     parts += ["## Claim by claim", _filter()]
     for group in GROUPS:
@@ -230,7 +230,7 @@ def headline(rows: Sequence[Row]) -> str:
     return text
 
 
-def _counts(rows: Sequence[Row]) -> str:
+def counts(rows: Sequence[Row]) -> str:
     """The figure that says it in three seconds: a bar of verdicts a group, a piece a claim."""
     told = {group: [row for row in rows if row.claim.group == group and is_the_papers(row.claim)] for group in GROUPS}
     told["our own"] = [row for row in rows if not is_the_papers(row.claim)]

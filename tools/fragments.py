@@ -155,12 +155,12 @@ def head(module: str) -> str:
 
 def ledgers() -> dict[str, str]:
     """Every claim with its verdict, from book/claims.yml and the records: the page, and the landing page's tables."""
-    from fusemix_lite.ledger import headline, judged, page, results
+    from fusemix_lite.ledger import counts, headline, judged, page, results
 
     rows = judged()
     return {
         "ledger": page(rows, {path.stem: title(path) for path in chapters()}),
-        "headline": headline(rows) + "\n",
+        "verdicts": f"{headline(rows)}\n\n{counts(rows)}\n",
         "gains": results(rows, GAINS),
         "others": results(rows, OTHERS, both=False),
     }
