@@ -177,8 +177,12 @@ def results(rows: Iterable[Row], chosen: Iterable[str], both: bool = True) -> st
         cells = [told["to text"], told["from text"]] if both else ["; ".join(f"{way} {t}".strip() for way, t in told.items())]
         label = escape(measured_in_words(claim) if both else claim.claim)
         lines.append(" | ".join([f'| <a href="reference/ledger.html#claim-{name}">{label}</a>', *cells]) + " |")
-    signs = ", ".join(f"{sign} {verdict}" for verdict, (sign, _) in SIGNS.items() if verdict in VERDICTS[:3])
-    return "\n".join([*lines, "", f"{signs}; in points (where no other unit stands), with 95 % intervals."]) + "\n"
+    told = f"{_signs(VERDICTS[:3])}; in points (where no other unit stands), with 95 % intervals."
+    return "\n".join([*lines, "", told]) + "\n"
+
+
+def _signs(verdicts: Iterable[str]) -> str:
+    return ", ".join(f"{sign} {verdict}" for verdict, (sign, _) in SIGNS.items() if verdict in verdicts)
 
 
 def _by_direction(card: Sequence[Row]) -> dict[str, str]:
@@ -191,11 +195,19 @@ def _by_direction(card: Sequence[Row]) -> dict[str, str]:
             way = "to text" if name.endswith("_to_text") else "from text" if "text_to_" in name else ""
             ways.setdefault(way, {})[metric] = found
         if not ways:
-            told[""] = f"{SIGNS[row.verdict][0]} {points(row.found) if row.found else row.verdict}"
+            told[""] = _short(row.verdict, row.found)
         for way, each in ways.items():
             found = weakest(row.claim, each)
-            told[way] = f"{SIGNS[found.verdict][0]} {points(found)}".replace("-", "−")
+            told[way] = _short(found.verdict, found)
     return told
+
+
+def _short(verdict: str, found: Verdict | None) -> str:
+    """A sign and a number, broken at most before the interval."""
+    if found is None:
+        return f"{SIGNS[verdict][0]} {verdict}"
+    mean, bracket, ends = points(found).replace("-", "−").partition(" (")
+    return f"{SIGNS[verdict][0]} {mean}".replace(" ", "\xa0") + bracket + ends.replace(" ", "\xa0")
 
 
 def _count(rows: Iterable[Row]) -> dict[str, int]:
@@ -251,8 +263,8 @@ def counts(rows: Sequence[Row]) -> str:
             )
     return (
         f'<div class="ledger-counts">{"".join(lines)}</div>'
-        '<p class="ledger-caption">Verdicts on the paper’s claims by group, a claim about two directions counted twice; “our '
-        "own” are this book’s questions and controls.</p>"
+        f'<p class="ledger-caption">{_signs(VERDICTS)}; {SIGNS[UNMEASURED][0]} {UNMEASURED}. Verdicts on the paper’s claims by '
+        "group, a claim about two directions counted twice; “our own” are this book’s questions and controls.</p>"
     )
 
 
