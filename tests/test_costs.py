@@ -23,12 +23,33 @@ def one_step(depth, expansion, dims, B=10, D=7, dropout=0.5):
     return model, lambda: symmetric_infonce(*(model.embed(name, z[name]) for name in dims), model.temperature).backward()
 
 
-@pytest.mark.parametrize(("depth", "expansion", "dims"), SHAPES)
-def test_parameters_and_operations_are_exactly_those_of_the_model(depth, expansion, dims):
+def check_fusion(depth, expansion, dims):
     model, step = one_step(depth, expansion, dims)
     cost = fusion_cost(100, dims, shared_dim=7, depth=depth, expansion=expansion, batch_size=10, steps=1)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     assert cost.flops["adapters"] + cost.flops["similarity"] == counted(step)
+
+
+@pytest.mark.parametrize(("depth", "expansion", "dims"), SHAPES)
+def test_parameters_and_operations_are_exactly_those_of_the_model(depth, expansion, dims):
+    check_fusion(depth, expansion, dims)
+
+
+TRUE = {name: getattr(costs, name) for name in ("adapter_flops", "adapter_parameters")}
+BREAKS = {
+    "the projection left out": ("adapter_flops", lambda d, D, *block: TRUE["adapter_flops"](d, 0, *block)),
+    "multiplications alone": ("adapter_flops", lambda *shape: TRUE["adapter_flops"](*shape) / 2),
+    "one matrix a block": ("adapter_flops", lambda d, D, depth, e: 2.0 * (depth * e * d * d + d * D)),
+    "no bias": ("adapter_parameters", lambda d, D, *block: TRUE["adapter_parameters"](d, D, *block) - D),
+    "one block too many": ("adapter_parameters", lambda d, D, depth, e: TRUE["adapter_parameters"](d, D, depth + 1, e)),
+}
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_a_miscount_is_seen(monkeypatch, what):
+    monkeypatch.setattr(costs, *BREAKS[what])
+    with pytest.raises(AssertionError):
+        check_fusion(*SHAPES[0])
 
 
 @pytest.mark.parametrize(("depth", "expansion", "dims"), SHAPES)

@@ -70,12 +70,22 @@ def test_the_frozen_encoders_stay_as_they_are(encoders, train, val):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_looking_changes_nothing(encoders, val):
+def check_looking(encoders, val):
     model = dual(encoders, dropout=0.6).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}  # batch norm's statistics too
     first, second = model.latents(val), model.latents(val)
     assert torch.equal(first.x, second.x) and torch.equal(first.y, second.y)
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_looking_changes_nothing(encoders, val):
+    check_looking(encoders, val)
+
+
+def test_looking_while_it_learns_is_seen(monkeypatch, encoders, val):
+    monkeypatch.setattr(DualEncoder, "eval", lambda self: self)  # a deliberate break
+    with pytest.raises(AssertionError):
+        check_looking(encoders, val)
 
 
 def test_the_best_look_at_validation_is_kept(encoders, train, val):
