@@ -97,13 +97,14 @@ class Nulls(NamedTuple):
 
 
 def nulls(rows: Iterable[Row]) -> Nulls:
-    """Nulls that several claims share count once: 2.5 % of intervals lie above 0 where there is no difference."""
+    """Nulls that come to the same numbers are one null, however it is written, and count once. 2.5 % of intervals lie above
+    0 where there is no difference, unless nothing can vary."""
     seen = {}
     for row in rows:
         if row.null:
-            scrambled = str(row.claim.rule) if "order" in row.claim.null else ""  # such a null is its own rule's
-            which = row.claim.record, str(row.claim.metrics), str(row.claim.null), row.claim.criterion, scrambled
-            seen[which] = row.null.verdict == "reproduced", not row.claim.asks_for_likeness
+            which = row.claim.record, row.claim.asks_for_likeness, *(round(number, 6) for number in row.null[:3])
+            luck = not row.claim.asks_for_likeness and row.null.high > row.null.low
+            seen[which] = seen.get(which, (False, luck))[0] or row.null.verdict == "reproduced", luck
     return Nulls(sum(passed for passed, _ in seen.values()), len(seen), 0.025 * sum(luck for _, luck in seen.values()))
 
 
@@ -386,78 +387,76 @@ def _chapter(claim: Claim, chapters: dict[str, str]) -> str:
 # The forest plot: HTML, so that its text is as large on a phone as elsewhere, and its colours are the page's.
 
 
-_ZERO = '<i class="ledger-zero" style="left:50%"></i>'
-
-
 def _forest(rows: Sequence[Row]) -> str:
     """All results in points, a line a card: a mark a direction with its interval, and a tick at the margin."""
     drawn = [row for row in rows if row.found and row.null and row.found.unit.startswith("points")]
     if not drawn:
         return "*Nothing has been measured yet.*"
-    reach = _reach([abs(end) for row in drawn for end in row.found[1:3]])
-    axis = "".join(
-        f'<span style="left:{_at(tick, reach):.2f}%">{"−" * (tick < 0)}{abs(tick):g}</span>' for tick in _ticks(reach)
-    )
-    blocks = []
-    for group in GROUPS:
-        cards = cards_of(row for row in drawn if row.claim.group == group)
-        if cards:
-            lines = "".join(_forest_line(card, reach) for card in cards)
-            blocks.append(f'<h4 class="ledger-forest-group">{group.capitalize()}</h4>{lines}')
-    axis = f'<div class="ledger-axis"><span></span><span class="ledger-track">{axis}</span></div>'
+    blocks = "".join(_forest_group(group, [row for row in drawn if row.claim.group == group]) for group in GROUPS)
     return (
-        f'<div class="ledger-forest">{"".join(blocks)}{axis}</div>'
+        f'<div class="ledger-forest">{blocks}</div>'
         '<p class="ledger-caption">Points of test recall (of a trend: a doubling), in the claim’s direction, with 95 % '
-        "intervals over seeds. Filled circle: reproduced; half-filled diamond: direction only; hollow square: not reproduced. "
-        "Of two marks in a line the upper one is to text, the lower one from text. The thin tick is the margin that was fixed "
-        "beforehand; a grey band is where a result has to lie if the claim is that there is hardly any difference. An arrow: "
-        "the interval goes on. Of a rule over several metrics the weakest is drawn.</p>"
+        "intervals over seeds; each group has its own axis. Filled circle: reproduced; half-filled diamond: direction only; "
+        "hollow square: not reproduced. Of two marks in a line the upper one is to text, the lower one from text. The dotted "
+        "tick is the margin that was fixed beforehand; a grey band is where a result has to lie if the claim is that there is "
+        "hardly any difference. An arrow: the interval goes on. Of a rule over several metrics the weakest is drawn.</p>"
     )
 
 
-def _forest_line(card: Sequence[Row], reach: float) -> str:
+def _forest_group(group: str, rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    axis = _axis([end for row in rows for end in row.found[1:3]], [row.claim.rule[row.claim.criterion] for row in rows])
+    lines = "".join(_forest_line(card, axis) for card in cards_of(rows))
+    ticks = "".join(f'<span style="left:{axis.at(x):.2f}%">{"−" * (x < 0)}{abs(x):g}</span>' for x in axis.ticks())
+    ticks = f'<div class="ledger-axis"><span></span><span class="ledger-track">{ticks}</span></div>'
+    return f'<h4 class="ledger-forest-group">{group.capitalize()}</h4>{lines}{ticks}'
+
+
+class Axis(NamedTuple):
+    """From where to where, and how far apart its ticks are, all in points."""
+
+    left: float
+    right: float
+    step: float
+
+    def at(self, value: float) -> float:
+        """Where a value lies, in % of the width; beyond the axis, at its end."""
+        return 100 * (min(max(value, self.left), self.right) - self.left) / (self.right - self.left)
+
+    def ticks(self) -> list[float]:
+        return [self.step * i for i in range(round(self.left / self.step), round(self.right / self.step) + 1)]
+
+
+def _axis(ends: Sequence[float], margins: Sequence[float]) -> Axis:
+    """An axis with all ends and margins on it, unless a few would press the others together."""
+    sizes = sorted(map(abs, ends))
+    many = max(2 * sizes[math.ceil(0.8 * (len(sizes) - 1))], *margins)
+    left, right = max(-many, min(0.0, *ends)), min(many, max(*margins, *ends))
+    step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100) if right - left <= 5 * step or step == 100)
+    return Axis(step * math.floor(left / step), step * math.ceil(right / step), step)
+
+
+def _forest_line(card: Sequence[Row], axis: Axis) -> str:
     claim = card[0].claim
-    marks = "".join(_forest_mark(row, reach, 100 * (i + 1) / (len(card) + 1)) for i, row in enumerate(card))
+    marks = "".join(_forest_mark(row, axis, 100 * (i + 1) / (len(card) + 1)) for i, row in enumerate(card))
     words = "; ".join(f"{row.claim.claim} {outcome(row, row.found)}: {row.verdict}" for row in card)
     wanted = claim.rule[claim.criterion]
+    zero = f'<i class="ledger-zero" style="left:{axis.at(0):.2f}%"></i>'
     if claim.asks_for_likeness:
-        left, right = _at(-wanted, reach), _at(wanted, reach)
+        left, right = axis.at(-wanted), axis.at(wanted)
         margin = f'<i class="ledger-band" style="left:{left:.2f}%;width:{right - left:.2f}%"></i>'
     else:
-        margin = f'<i class="ledger-margin" style="left:{_at(wanted, reach):.2f}%"></i>'
-    track = f'<span class="ledger-track" role="img" aria-label="{escape(words)}">{_ZERO}{margin}{marks}</span>'
-    label = f'<a href="#claim-{family(card[0])}">{escape(measured_in_words(claim))}</a>'
-    return f'<div class="ledger-forest-line">{label}{track}</div>'
+        margin = f'<i class="ledger-margin" style="left:{axis.at(wanted):.2f}%"></i>'
+    track = f'<span class="ledger-track" role="img" aria-label="{escape(words)}">{zero}{margin}{marks}</span>'
+    brief = re.sub(r" \([^()]{36,}\)", "", measured_in_words(claim))  # what both arms share, where it is long: the card has it
+    return f'<div class="ledger-forest-line"><a href="#claim-{family(card[0])}">{escape(brief)}</a>{track}</div>'
 
 
-def _forest_mark(row: Row, reach: float, top: float) -> str:
-    left, right = (_at(end, reach) for end in row.found[1:3])
-    style, beyond = SIGNS[row.verdict][1], ""
-    if row.found.low < -reach:
-        beyond += " ledger-goes-left"
-    if row.found.high > reach:
-        beyond += " ledger-goes-right"
-    place = f"left:{_at(row.found.mean, reach):.2f}%;top:{top:.0f}%"
-    inside = f'<i class="ledger-mark" style="{place}"></i>' * (abs(row.found.mean) <= reach)
-    bar = f'<i class="ledger-interval{beyond}" style="left:{left:.2f}%;width:{max(right - left, 0.2):.2f}%;top:{top:.0f}%"></i>'
-    return f'<span class="ledger-{style}">{bar}{inside}</span>'
-
-
-def _at(value: float, reach: float) -> float:
-    """Where a value lies on an axis from -reach to reach, in % of its width; beyond the axis, its end."""
-    return 50 + 50 * max(-1.0, min(1.0, value / reach))
-
-
-def _reach(ends: Sequence[float]) -> float:
-    """How far the axis goes: to all ends, unless a few of them would press the others together."""
-    ends = sorted(ends)
-    most, many = ends[-1], 1.3 * ends[int(0.9 * (len(ends) - 1))]
-    wanted = most if most <= 1.5 * many else many
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if wanted <= 4 * step or step == 100)
-    return max(step * math.ceil(wanted / step), step)
-
-
-def _ticks(reach: float) -> list[float]:
-    step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100) if reach <= 4 * step or step == 100)
-    n = int(reach / step)
-    return [step * i for i in range(-n, n + 1)]
+def _forest_mark(row: Row, axis: Axis, top: float) -> str:
+    mean, low, high = row.found[:3]
+    beyond = " ledger-goes-left" * (low < axis.left) + " ledger-goes-right" * (high > axis.right)
+    width = max(axis.at(high) - axis.at(low), 0.2)
+    bar = f'<i class="ledger-interval{beyond}" style="left:{axis.at(low):.2f}%;width:{width:.2f}%;top:{top:.0f}%"></i>'
+    mark = f'<i class="ledger-mark" style="left:{axis.at(mean):.2f}%;top:{top:.0f}%"></i>'
+    return f'<span class="ledger-{SIGNS[row.verdict][1]}">{bar}{mark * (axis.left <= mean <= axis.right)}</span>'

@@ -53,7 +53,7 @@ def toy(tmp_path, monkeypatch) -> list[Row]:
     values = {
         str(PLAIN): {T2I: 20 + 0 * wiggle, I2T: 30 + 0 * wiggle, T2I.replace("1", "5"): 40 + 0 * wiggle},
         str(MIXED): {T2I: 24 + 0.2 * wiggle, I2T: 29 + 0.2 * wiggle, T2I.replace("1", "5"): 40.6 + 0 * wiggle},
-        str(AGAIN): {T2I: 20 + wiggle, I2T: 30 + wiggle, T2I.replace("1", "5"): 40 + wiggle},
+        str(AGAIN): {T2I: 20 + wiggle, I2T: 30 + 1.5 * wiggle, T2I.replace("1", "5"): 40 + wiggle},
     }
     cells = [
         {"arm": arm, "runs": [{m: float(v[i]) for m, v in values[str(arm)].items()} for i in range(10)]}
@@ -110,15 +110,13 @@ def test_nulls_that_claims_share_count_once_and_luck_needs_a_difference(toy):
     assert nulls(lucky).passed == 3
 
 
-def test_a_scrambled_null_is_its_own_rules():
-    trend = {"metric": T2I, "trend": "rises", "arms": [PLAIN, MIXED], "over": "items", "at": [1, 2], "margin": 1}
-    rows = []
-    for margin in (1, 2):
-        claim = replace(
-            TOY, rule=trend | {"arms": trend["arms"][:: 3 - 2 * margin], "margin": margin}, null={"order": "scrambled"}
-        )
-        rows.append(Row(claim, "reproduced", null=judge(SUM, None)))
-    assert nulls(rows).of == 2
+def test_nulls_that_come_to_the_same_numbers_are_one(toy):
+    (row, *_) = toy
+    same = row._replace(claim=replace(TOY, id="other", rule=TOY.rule | {"margin": 2}))
+    assert nulls([row, same]).of == 1
+    assert nulls([row, row._replace(null=row.null._replace(low=row.null.low - 0.1))]).of == 2
+    fixed = row._replace(null=row.null._replace(mean=0.0, low=0.0, high=0.0))
+    assert (nulls([row, fixed]).of, nulls([row, fixed]).expected) == (2, 0.025)  # an arm minus itself: luck has no part
 
 
 def test_the_headline_counts_the_papers_claims_apart_from_ours(toy):
@@ -168,21 +166,30 @@ def test_the_forest_plot_draws_what_the_rule_measured(toy):
     lines = re.findall(r'<div class="ledger-forest-line">.*?</div>', html)
     assert len(lines) == 3  # toy in two directions, ours, like; neither sums nor what is not measured
     (line,) = (line for line in lines if "#claim-toy" in line)
-    reach = ledger._reach([abs(end) for row in toy if row.null for end in row.found[1:3]])
+    axis = ledger._axis([end for row in toy if row.null and row.claim.group == "method" for end in row.found[1:3]], [0.5, 3])
+    assert axis.left <= -1.1 and axis.right >= 4.1
     marks = [float(x) for x in re.findall(r'ledger-mark" style="left:([\d.]+)%', line)]
-    assert marks == pytest.approx([50 + 50 * 4 / reach, 50 - 50 * 1 / reach], abs=0.01)
+    assert marks == pytest.approx([axis.at(4.0), axis.at(-1.0)], abs=0.01)
     (margin,) = re.findall(r'ledger-margin" style="left:([\d.]+)%', line)
-    assert float(margin) == pytest.approx(50 + 50 * 0.5 / reach, abs=0.01)
+    (zero,) = re.findall(r'ledger-zero" style="left:([\d.]+)%', line)
+    assert (float(margin), float(zero)) == pytest.approx((axis.at(0.5), axis.at(0)), abs=0.01)
     assert 'class="ledger-yes"' in line and 'class="ledger-no"' in line
     (like,) = (line for line in lines if "#claim-like" in line)
     assert "ledger-band" in like and "ledger-margin" not in like
 
 
+def test_an_axis_goes_from_end_to_end():
+    axis = ledger._axis([-1.2, 3.9], [0.5])
+    assert axis == (-2, 4, 2) and axis.ticks() == [-2, 0, 2, 4]
+    assert [axis.at(x) for x in (-2, 1, 4)] == [0, 50, 100]
+    assert ledger._axis([0.2, 0.3], [5])[:2] == (0, 5)  # a margin out of reach is shown all the same
+
+
 def test_one_far_result_does_not_press_the_others_together():
-    assert ledger._reach([1.0] * 30 + [60.0]) < 3
-    assert ledger._reach([3.0, 3.1, 3.9]) == 4
+    axis = ledger._axis([1.0] * 30 + [60.0, -1.0], [0.5])
+    assert -2 <= axis.left < 0 < 2 <= axis.right <= 3
     far = judged([SUM])[0].found._replace(mean=60.0, low=58.0, high=62.0, verdict="reproduced", unit="points")
-    drawn = ledger._forest_mark(Row(TOY, "reproduced", far), 4, 50)
+    drawn = ledger._forest_mark(Row(TOY, "reproduced", far), axis, 50)
     assert "ledger-goes-right" in drawn and "ledger-mark" not in drawn
     assert "left:100.00%" in drawn
 
