@@ -406,7 +406,9 @@ def _forest(rows: Sequence[Row]) -> str:
 def _forest_group(group: str, rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    axis = _axis([end for row in rows for end in row.found[1:3]], [row.claim.rule[row.claim.criterion] for row in rows])
+    wanted = [(row.claim.rule[row.claim.criterion], row.claim.asks_for_likeness) for row in rows]
+    bands = [sign * size for size, likeness in wanted for sign in (-1, 1)[not likeness :]]
+    axis = _axis([end for row in rows for end in row.found[1:3]], bands)
     lines = "".join(_forest_line(card, axis) for card in cards_of(rows))
     ticks = "".join(f'<span style="left:{axis.at(x):.2f}%">{"−" * (x < 0)}{abs(x):g}</span>' for x in axis.ticks())
     ticks = f'<div class="ledger-axis"><span></span><span class="ledger-track">{ticks}</span></div>'
@@ -431,9 +433,9 @@ class Axis(NamedTuple):
 def _axis(ends: Sequence[float], margins: Sequence[float]) -> Axis:
     """An axis with all ends and margins on it, unless a few would press the others together."""
     sizes = sorted(map(abs, ends))
-    many = max(2 * sizes[math.ceil(0.8 * (len(sizes) - 1))], *margins)
-    left, right = max(-many, min(0.0, *ends)), min(many, max(*margins, *ends))
-    step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100) if right - left <= 5 * step or step == 100)
+    many = max(2 * sizes[math.ceil(0.8 * (len(sizes) - 1))], *map(abs, margins))
+    left, right = max(-many, min(0.0, *margins, *ends)), min(many, max(0.0, *margins, *ends))
+    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if right - left <= 7 * step or step == 100)
     return Axis(step * math.floor(left / step), step * math.ceil(right / step), step)
 
 
@@ -449,8 +451,14 @@ def _forest_line(card: Sequence[Row], axis: Axis) -> str:
     else:
         margin = f'<i class="ledger-margin" style="left:{axis.at(wanted):.2f}%"></i>'
     track = f'<span class="ledger-track" role="img" aria-label="{escape(words)}">{zero}{margin}{marks}</span>'
-    brief = re.sub(r" \([^()]{36,}\)", "", measured_in_words(claim))  # what both arms share, where it is long: the card has it
-    return f'<div class="ledger-forest-line"><a href="#claim-{family(card[0])}">{escape(brief)}</a>{track}</div>'
+    label = f'<a href="#claim-{family(card[0])}">{escape(_brief(measured_in_words(claim)))}</a>'
+    return f'<div class="ledger-forest-line">{label}{track}</div>'
+
+
+def _brief(words: str) -> str:
+    """Without settings that only a long list of what both arms share names: the card has them."""
+    settings = r"captions an item in training: \d+|standardised latents|[\d,]+ steps|dropout [\d.]+|of a pool of [\d,]+"
+    return re.sub(r"\([^()]{36,}\)", lambda shared: re.sub(rf"(?:, )(?:{settings})(?=[,)])", "", shared[0]), words)
 
 
 def _forest_mark(row: Row, axis: Axis, top: float) -> str:

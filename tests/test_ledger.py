@@ -166,7 +166,7 @@ def test_the_forest_plot_draws_what_the_rule_measured(toy):
     lines = re.findall(r'<div class="ledger-forest-line">.*?</div>', html)
     assert len(lines) == 3  # toy in two directions, ours, like; neither sums nor what is not measured
     (line,) = (line for line in lines if "#claim-toy" in line)
-    axis = ledger._axis([end for row in toy if row.null and row.claim.group == "method" for end in row.found[1:3]], [0.5, 3])
+    axis = ledger._axis([end for row in toy if row.null and row.claim.group == "method" for end in row.found[1:3]], [-3, 3])
     assert axis.left <= -1.1 and axis.right >= 4.1
     marks = [float(x) for x in re.findall(r'ledger-mark" style="left:([\d.]+)%', line)]
     assert marks == pytest.approx([axis.at(4.0), axis.at(-1.0)], abs=0.01)
@@ -180,9 +180,18 @@ def test_the_forest_plot_draws_what_the_rule_measured(toy):
 
 def test_an_axis_goes_from_end_to_end():
     axis = ledger._axis([-1.2, 3.9], [0.5])
-    assert axis == (-2, 4, 2) and axis.ticks() == [-2, 0, 2, 4]
+    assert axis == (-2, 4, 1) and axis.ticks() == [-2, -1, 0, 1, 2, 3, 4]
     assert [axis.at(x) for x in (-2, 1, 4)] == [0, 50, 100]
     assert ledger._axis([0.2, 0.3], [5])[:2] == (0, 5)  # a margin out of reach is shown all the same
+    assert ledger._axis([-0.1, 0.1], [-1, 1])[:2] == (-1, 1)  # and a band whole
+    assert ledger._axis([-3.0, -1.0], [0.5])[:2] == (-3, 0.5)
+
+
+def test_a_short_label_keeps_what_differs():
+    long = "image-a minus image-b (FuseMix, 2,000 scenes, dropout 0.2, standardised latents, 300 steps, text-a)"
+    assert ledger._brief(long) == "image-a minus image-b (FuseMix, 2,000 scenes, text-a)"
+    short = "FuseMix minus no mixing (500 scenes, dropout 0.6)"
+    assert ledger._brief(short) == short
 
 
 def test_one_far_result_does_not_press_the_others_together():
