@@ -45,6 +45,7 @@ OTHERS = [
     "ablation-tuned",
     "ablation-regularised",
     "audio-both",
+    "plug-concat-content-audio",
     "swap-image-share",
     "generation-heard",
     "generation-near-text",
