@@ -175,7 +175,7 @@ def results(rows: Iterable[Row], chosen: Iterable[str], both: bool = True) -> st
         claim, told = families[name][0].claim, _by_direction(families[name])
         if both and set(told) != {"to text", "from text"}:
             raise FuseMixLiteError(f"claim {name!r} has {', '.join(filter(None, told)) or 'no direction'}, not both directions")
-        cells = [told["to text"], told["from text"]] if both else ["; ".join(f"{way} {t}".strip() for way, t in told.items())]
+        cells = [told["to text"], told["from text"]] if both else ["<br>".join(f"{way} {t}".strip() for way, t in told.items())]
         label = escape(measured_in_words(claim) if both else claim.claim)
         lines.append(" | ".join([f'| <a href="reference/ledger.html#claim-{name}">{label}</a>', *cells]) + " |")
     told = f"{_signs(VERDICTS[:3])}; in points (where no other unit stands), with 95 % intervals."

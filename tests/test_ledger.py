@@ -239,7 +239,7 @@ def test_a_rule_over_both_directions_fills_both_columns(toy):
     (row,) = judged([replace(OURS, rule=OURS.rule | {"metric": [I2T, T2I]})])
     assert row.verdict == "not reproduced"
     assert "| ✗ −1.0 (−1.1 to −0.9) | ✓ +4.0 (+3.9 to +4.1) |" in short_table([row], ["ours"])
-    assert "| to text ✗ −1.0 (−1.1 to −0.9); from text ✓ +4.0" in short_table([row], ["ours"], both=False)
+    assert "| to text ✗ −1.0 (−1.1 to −0.9)<br>from text ✓ +4.0" in short_table([row], ["ours"], both=False)
     (row,) = judged([replace(OURS, rule=OURS.rule | {"metric": [T2I, T2I.replace("1", "5")]})])
     assert "| from text ✓ +0.6 (+0.6 to +0.6) |" in short_table([row], ["ours"], both=False)  # the weaker of the two
     (row,) = judged([replace(OURS, rule=OURS.rule | {"metric": [I2T, T2I]})])
