@@ -149,8 +149,8 @@ def fusion_cost(
         rate: operations a second, for the time.
 
     Returns:
-        flops: "adapters", "similarity", "optimiser", of all steps. bytes: "latents", "weights" (with gradients and AdamW's two
-        moments), "activations" (kept for the backward pass), "similarity".
+        A `Cost`. Its flops are of all steps, for "adapters", "similarity" and "optimiser"; its bytes are held by "latents",
+        "weights" (with gradients and AdamW's two moments), "activations" (kept for the backward pass) and "similarity".
 
     Raises:
         FuseMixLiteError: neither or both of steps and epochs, an unknown precision, or a number below 1.

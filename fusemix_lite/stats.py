@@ -70,7 +70,7 @@ def exchange_rate(
 
     The curve is that of the means over seeds, straight between sizes on a logarithmic axis; where it meets a value twice,
     the smaller size counts. The interval is a Student-t interval of the logarithm of the rate from its jackknife
-    pseudo-values, leaving out one seed at a time: for a mean that is the interval of :func:`interval`.
+    pseudo-values, leaving out one seed at a time: for a mean that is the interval of `interval`.
 
     Args:
         sizes: S sizes, ascending, of the kind that is bought.
@@ -79,7 +79,7 @@ def exchange_rate(
         reached: (seeds,) values with `paid` of them, on the same seeds in the same order.
 
     Returns:
-        The rate with its ends: 2.0 (1.7 to 2.4) says that two buy one.
+        The rate with its ends; 2.0 (1.7 to 2.4) says that two buy one.
 
     Raises:
         FuseMixLiteError: numbers that do not fit, or a mean value that the curve does not come to: then the sizes tell only
