@@ -153,9 +153,9 @@ def arms_scratch(p: Profile) -> list[dict]:
     steps, usual = p.lengths[-1], {"scheme": "scratch", "dropout": p.dropouts[0]}
     ends = dict.fromkeys((sizes[0], sizes[-1]))
     scratch = [*({**usual, "items": n, "steps": steps} for n in ends), {**usual, "items": sizes[-1], "steps": 3 * steps}]
-    plain = {**usual, "items": sizes[-1], "steps": steps, "views": False}  # with all scenes, changing pictures does harm
+    plain = [{**arm, "views": False} for arm in scratch[-2:]]  # with all scenes, changing pictures does harm
     fusion = [{"scheme": s, "items": n} for n, s in product(sizes, ("none", "fusemix"))]
-    return [*scratch, plain, *fusion, {"scheme": "none", "items": p.scarce, "null": "again"}]
+    return [*scratch, *plain, *fusion, {"scheme": "none", "items": p.scarce, "null": "again"}]
 
 
 def arms_plug(p: Profile) -> list[dict]:
