@@ -62,7 +62,7 @@ address: setup  ## write another repository address into pyproject.toml and the 
 proof: setup  ## run every chapter from the wheel, in a fresh environment without the repository (minutes, network)
 	$(BIN)/python -m tools.proof $(if $(PROFILE),--profile $(PROFILE)) $(if $(TORCH),--torch $(TORCH))
 
-reproduce: setup  ## rebuild every committed record from nothing (about three hours on two cores)
+reproduce: setup  ## rebuild every committed record from nothing (about five hours on two cores)
 	$(BIN)/python -m fusemix_lite.experiments all
 
 clean:  ## remove what was built; .venv and the latent cache stay
