@@ -40,12 +40,12 @@ GAINS = [
 OTHERS = [
     "scratch-500",
     "scratch-16x",
+    "scratch-tuned-16x",
     "quality-two-for-one",
     "diversity-kdpp-x",
     "ablation-tuned",
     "ablation-regularised",
     "audio-both",
-    "plug-concat-content-audio",
     "swap-image-share",
     "generation-heard",
     "generation-near-text",
