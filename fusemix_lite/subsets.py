@@ -29,8 +29,8 @@ def greedy_kdpp(
     *,
     start: int = 0,
     centre: bool = False,
-    kernel: Callable[[Tensor], Tensor] = squared_kernel,
-    dtype: torch.dtype = torch.float64,
+    kernel: Callable | None = None,
+    single: bool = False,
 ) -> Tensor:
     """The k rows of greatest determinant, found greedily: each pick is the row that multiplies det(L_S) most.
 
@@ -50,8 +50,8 @@ def greedy_kdpp(
             the official code in effect takes item 0.
         centre: subtract the mean latent first. The official code does not, and then an item far from the mean counts as
             diverse, an odd caption say; centred, only the direction of its deviation counts. The picks differ.
-        kernel: cosines, any shape, to similarities; positive semi-definite and the same for all cosines of 1.
-        dtype: float64, or float32 for half the memory, with gains that are noise below about 1e-5.
+        kernel: cosines, any shape, to similarities; positive semi-definite and the same for all cosines of 1. None: (1 + cos)^2.
+        single: calculate in float32 instead of float64: half the memory, and gains that are noise below about 1e-5.
 
     Returns:
         (k,) int64 row numbers, in the order of picking, with gains that never increase. A shorter prefix of it is what a
@@ -65,7 +65,8 @@ def greedy_kdpp(
     Diversity" (NeurIPS 2018); the kernel is that of the FuseMix code. ``tests/test_subsets.py`` compares the picks with
     those from a dense float64 kernel.
     """
-    z = _directions(z, k, centre, dtype)
+    kernel = kernel or squared_kernel
+    z = _directions(z, k, centre, torch.float32 if single else torch.float64)
     N = len(z)
     if not 0 <= start < N:
         raise FuseMixLiteError(f"greedy_kdpp: start = {start}, the rows are 0..{N - 1}")

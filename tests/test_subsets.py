@@ -61,7 +61,7 @@ def test_kdpp_picks_what_a_dense_kernel_picks(mean):
 
 def test_single_precision_picks_the_same_while_gains_are_large():
     z = latents(2000, 64)
-    assert greedy_kdpp(z, 200, dtype=torch.float32).equal(greedy_kdpp(z, 200))
+    assert greedy_kdpp(z, 200, single=True).equal(greedy_kdpp(z, 200))
 
 
 def broken_kdpp(kernel=squared_kernel, update=lambda row: row**2, divide=lambda row, gain: row / gain.sqrt()):
