@@ -50,7 +50,7 @@ def greedy_kdpp(
             the official code in effect takes item 0.
         centre: subtract the mean latent first. The official code does not, and then an item far from the mean counts as
             diverse, an odd caption say; centred, only the direction of its deviation counts. The picks differ.
-        kernel: cosines, any shape, to similarities; positive semi-definite and the same for all cosines of 1. None: (1 + cos)^2.
+        kernel: cosines, any shape, to similarities; positive semi-definite, the same for all cosines of 1. None: (1 + cos)^2.
         single: calculate in float32 instead of float64: half the memory, and gains that are noise below about 1e-5.
 
     Returns:
