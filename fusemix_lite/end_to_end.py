@@ -24,12 +24,12 @@ from .datasets import SoundingScenes
 from .encoders import Encoder, load_encoder, pool
 from .errors import FuseMixLiteError
 from .losses import symmetric_infonce
-from .metrics import retrieval
+from .metrics import mean_recall, retrieval
 from .pairs import LatentPairs
 from .pretrain import image_view
 from .profiles import Profile
 from .records import encoders_of
-from .training import _adamw, _seeded, lr_factor
+from .training import adamw, lr_factor, seeded, shuffled_batches
 
 STARTS = ("scratch", "finetune")
 TILE = 250  # pictures or captions encoded at once where nothing is learned
@@ -166,16 +166,13 @@ def fit_end_to_end(
     g = Generator().manual_seed(seed)  # order, captions, views: on the CPU, where the pictures are
     look_at = {round(steps * (i + 1) / evals) for i in range(evals)}
     history, best_mean, best_state, best_step, flops = [], -1.0, None, steps, 0.0
-    optimizer, order = _adamw(model, weight_decay), iter(())
+    optimizer, batches = adamw(model, weight_decay), shuffled_batches(train.n_items, batch_size, g)
     model.train()
-    with _seeded(seed, model.adapters.temperature.device):  # dropout
+    with seeded(seed, model.adapters.temperature.device):  # dropout
         for step in range(1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = lr * lr_factor(step, steps, warmup)
-            rows = next(order, None)
-            if rows is None:
-                order = iter(_epoch(train.n_items, batch_size, g))
-                rows = next(order)
+            rows = next(batches)
             which = torch.randint(train.tokens.shape[1], (batch_size,), generator=g)
             with FlopCounterMode(display=False) if step == 1 else nullcontext() as counted:
                 x = model.encode_images(train.images[rows], g if views else None)
@@ -192,7 +189,7 @@ def fit_end_to_end(
             model.adapters.clamp_temperature()
             if step in look_at:
                 entry["val"] = retrieval(model.adapters, model.latents(val))
-                entry["val_mean"] = sum(sum(recall.values()) for recall in entry["val"].values()) / 6
+                entry["val_mean"] = mean_recall(entry["val"])
                 if entry["val_mean"] > best_mean:
                     best_mean, best_step = entry["val_mean"], step
                     best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -210,31 +207,23 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
     """
     if arm["scheme"] not in STARTS:  # what the record compares with
         return experiments.run(p, arm, dropout, steps, seed, test)
-    if arm.get("null") == "again":
-        seed += 500  # other seeds than the arm it repeats
+    seed = experiments.seed_of(arm, seed)
     x, y = (load_encoder(name, "cpu") for name in encoders_of(arm, p))
     train = _part("train", p.train_items, p.captions, arm["items"], seed, y.id)
     if arm.get("null") == "shuffled":
         train = train.shuffled()
     val = _part("val", p.val_items, p.captions, p.val_items, 0, y.id)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if p.device == "auto" else p.device
-    with _seeded(seed, torch.device("cpu")):
+    with seeded(seed, torch.device("cpu")):
         model = DualEncoder(x, y, arm["scheme"], p.shared_dim, p.depth, dropout).to(device)
     options = {key: arm[key] for key in ("lr", "views") if key in arm}
     batch_size = arm.get("batch_size", p.batch_size // 4)
     result = fit_end_to_end(train, val, model, steps=steps, batch_size=batch_size, seed=seed, **options)
-    numbers = {
-        "seed": seed,
-        "seconds": round(result.seconds, 1),
-        "flops": result.flops,
-        "best_step": result.best_step,
-        "temperature": round(result.model.adapters.temperature.item(), 4),
-        "val_mean": round(max(entry.get("val_mean", 0.0) for entry in result.history), 4),
-    }
+    fused = result.model.adapters
+    numbers = experiments.of_training(seed, result, fused, flops=result.flops)
     if test:
         pairs = result.model.latents(_part("test", p.test_items, p.captions, p.test_items, 0, y.id))
-        recalls = retrieval(result.model.adapters, pairs)
-        numbers |= {f"{way}@{k}": round(value, 4) for way, at in recalls.items() for k, value in at.items()}
+        numbers |= experiments.of_test(fused, pairs)
     return numbers
 
 
@@ -250,11 +239,6 @@ def _made(split: str, size: int, captions: int, items: int, seed: int, text_enco
     drawn = torch.randperm(size, generator=Generator().manual_seed(seed))[:items].sort().values
     tokenizer = load_encoder(text_encoder, "cpu").processor
     return raw_pairs(SoundingScenes("image-text", split, size, captions), drawn, tokenizer)
-
-
-def _epoch(items: int, batch_size: int, generator: Generator) -> tuple[Tensor, ...]:
-    """A shuffled epoch in batches of item numbers, the incomplete last one dropped."""
-    return torch.randperm(items, generator=generator)[: items - items % batch_size].split(batch_size)
 
 
 def _normaliser(image: Encoder):

@@ -107,11 +107,9 @@ def _as_wanted(p: Profile, arm: dict, split: str, pairs: LatentPairs, seed: int)
 
 def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> dict:
     """One fusion run of an arm: flat numbers, validation mean always, test recall where ``test``."""
-    from .metrics import retrieval
     from .training import fit
 
-    if arm.get("null") == "again":
-        seed += 500  # other seeds than the arm it repeats
+    seed = seed_of(arm, seed)
     train = _as_wanted(p, arm, "train", training_pairs(p, arm, seed), seed)
     val = _as_wanted(p, arm, "val", pairs_of(p, "val", source_of(arm, p, "val")), seed)
     usual = {"batch_size": p.batch_size, "shared_dim": p.shared_dim, "depth": p.depth}
@@ -120,17 +118,36 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
         train, val, augment=arm["scheme"], steps=steps, lr=p.lr, dropout=dropout, seed=seed, device=p.device, progress=False,
         **options,
     )  # fmt: skip
-    numbers = {
+    numbers = of_training(seed, result, result.model)
+    for prefix, source in _tests(p, arm).items() if test else ():
+        numbers |= of_test(result.model, _as_wanted(p, arm, "test", pairs_of(p, "test", source), seed), prefix)
+    return numbers
+
+
+def seed_of(arm: dict, seed: int) -> int:
+    """The seed that a run really has: the null "again" takes others than the arm that it repeats."""
+    return seed + 500 if arm.get("null") == "again" else seed
+
+
+def of_training(seed: int, result, model, **more) -> dict:
+    """What every run notes of its training: `result` as `fit` or `fit_end_to_end` returns it, `model` the `FusionModel`,
+    and what else it took."""
+    return {
         "seed": seed,
         "seconds": round(result.seconds, 1),
+        **more,
         "best_step": result.best_step,
-        "temperature": round(result.model.temperature.item(), 4),
+        "temperature": round(model.temperature.item(), 4),
         "val_mean": round(max(entry.get("val_mean", 0.0) for entry in result.history), 4),
     }
-    for prefix, source in _tests(p, arm).items() if test else ():
-        recalls = retrieval(result.model, _as_wanted(p, arm, "test", pairs_of(p, "test", source), seed))
-        numbers |= {f"{prefix}{way}@{k}": round(value, 4) for way, at in recalls.items() for k, value in at.items()}
-    return numbers
+
+
+def of_test(model, pairs: LatentPairs, prefix: str = "") -> dict:
+    """Recall of a `FusionModel` by name, as "image_to_text@1", in percent."""
+    from .metrics import retrieval
+
+    recalls = retrieval(model, pairs)
+    return {f"{prefix}{way}@{k}": round(value, 4) for way, at in recalls.items() for k, value in at.items()}
 
 
 def _tests(p: Profile, arm: dict) -> dict[str, Source]:

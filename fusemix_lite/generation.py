@@ -396,11 +396,12 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
     scenes and noise. Agreement in %, as `scene_viewing.agreement`; ``gap`` and ``gap_image``: how far the mean of what the
     generator is told lies from the mean of audio and of image captions.
     """
+    from .experiments import seed_of
+
     started = time.perf_counter()
     if arm["told"] not in TOLD or arm.get("correct", "none") not in CORRECTIONS:
         raise FuseMixLiteError(f"arm {arm}: told is one of {', '.join(TOLD)}, correct of {', '.join(CORRECTIONS)}")
-    if arm.get("null") == "again":
-        seed += 500
+    seed = seed_of(arm, seed)
     numbers = {"seed": seed, "seconds": 0.0, "best_step": 0, "val_mean": 0.0}
     adapter = None
     if arm["told"] == "sound":

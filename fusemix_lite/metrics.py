@@ -118,6 +118,11 @@ def cluster_bootstrap(
     return Interval(values.double().mean().item(), low, high)
 
 
+def mean_recall(recalls: dict[str, dict[int, float]]) -> float:
+    """The mean over both directions and every k of what `retrieval` returns: the score that selection goes by."""
+    return sum(sum(at.values()) for at in recalls.values()) / sum(len(at) for at in recalls.values())
+
+
 def modality_gap(u: Tensor, v: Tensor) -> float:
     """Euclidean distance between the centroids of two sets of unit embeddings, (N, D) and (M, D): 0 to 2.
 

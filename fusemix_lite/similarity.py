@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from .adapters import Standardizer
 from .errors import FuseMixLiteError
 from .metrics import recall_at_k, tiles
 from .pairs import LatentPairs
@@ -191,8 +192,9 @@ def _hsic_debiased(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _standardized(z: Tensor) -> Tensor:
-    std, mean = torch.std_mean(z, dim=0, correction=0)
-    return (z - mean) / torch.where(std > 1e-6, std, 1.0)
+    standardizer = Standardizer(z.shape[1]).to(z)
+    standardizer.fit(z)
+    return standardizer(z)
 
 
 def _checked(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:

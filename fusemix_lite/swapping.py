@@ -11,10 +11,10 @@ import torch
 from . import experiments
 from .adapters import IDENTITY, FusionModel
 from .errors import FuseMixLiteError
-from .metrics import embed_rows, retrieval
+from .metrics import embed_rows
 from .pairs import LatentPairs
 from .profiles import Profile
-from .training import FitResult, _seeded, fit
+from .training import FitResult, fit, seeded
 
 OWN = ("swap", "before", "kept")  # what only arms of this module say
 
@@ -95,7 +95,7 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
     shape = {"shared_dim": p.shared_dim, "depth": p.depth, "standardize": arm.get("standardize", False)}
     first = experiments.training_pairs(p, arm_before, seed)
     if arm.get("kept") == "untrained":
-        with _seeded(seed, torch.device("cpu")):
+        with seeded(seed, torch.device("cpu")):
             model = FusionModel(first.dims, dropout=dropout, **shape).eval()
         model.fit_standardizers(dict(zip(first.names, (first.x, first.y), strict=True)))
     else:
@@ -103,17 +103,9 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
     keep = next(name for name in first.names if name != new)
     second = experiments.training_pairs(p, arm, seed)
     result = swap_tower(model, second, _part(p, arm, "val"), keep=keep, depth=p.depth, **options)
-    numbers = {
-        "seed": seed,
-        "seconds": round(time.perf_counter() - started, 1),
-        "best_step": result.best_step,
-        "temperature": round(result.model.temperature.item(), 4),
-        "val_mean": round(max(entry.get("val_mean", 0.0) for entry in result.history), 4),
-    }
-    if test:
-        recalls = retrieval(result.model, _part(p, arm, "test"))
-        numbers |= {f"{way}@{k}": round(value, 4) for way, at in recalls.items() for k, value in at.items()}
-    return numbers
+    numbers = experiments.of_training(seed, result, result.model)
+    numbers["seconds"] = round(time.perf_counter() - started, 1)  # of both trainings
+    return numbers | experiments.of_test(result.model, _part(p, arm, "test")) if test else numbers
 
 
 def _part(p: Profile, arm: dict, split: str) -> LatentPairs:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .adapters import TEMPERATURE_RANGE, FusionModel
 from .errors import FuseMixLiteError
 from .losses import symmetric_infonce
-from .metrics import retrieval
+from .metrics import mean_recall, retrieval
 from .mixing import SCHEMES, no_mixing
 from .pairs import LatentPairs
 
@@ -107,13 +107,13 @@ def fit(
     look_at = {round(steps * (i + 1) / evals) for i in range(evals)} if val is not None else set()
     history, best_mean, best_state, best_step = [], -1.0, None, steps
 
-    with _seeded(seed, device):  # initialisation and dropout, which take no generator
+    with seeded(seed, device):  # initialisation and dropout, which take no generator
         model = FusionModel(train.dims, shared_dim, depth, expansion, dropout, standardize).to(device)
         model.fit_standardizers({a: x, b: y})
         if temperature is not None:
             model.temperature.requires_grad_(False).fill_(temperature)
-        optimizer = _adamw(model, weight_decay)
-        batches = _batches(len(train), batch_size * scheme.rows_per_pair, generator)
+        optimizer = adamw(model, weight_decay)
+        batches = shuffled_batches(len(train), batch_size * scheme.rows_per_pair, generator)
         for step in tqdm(range(1, steps + 1), desc=f"fit ({augment})", disable=not progress):
             for group in optimizer.param_groups:
                 group["lr"] = lr * lr_factor(step, steps, warmup)
@@ -133,7 +133,7 @@ def fit(
             model.clamp_temperature()
             if step in look_at:
                 entry["val"] = retrieval(model, val)
-                entry["val_mean"] = sum(sum(recall.values()) for recall in entry["val"].values()) / 6
+                entry["val_mean"] = mean_recall(entry["val"])
                 if entry["val_mean"] > best_mean:
                     best_mean, best_step = entry["val_mean"], step
                     best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -151,7 +151,7 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - ramp) / (steps + 1 - ramp)))
 
 
-def _batches(pairs: int, rows: int, generator: Generator) -> Iterator[Tensor]:
+def shuffled_batches(pairs: int, rows: int, generator: Generator) -> Iterator[Tensor]:
     """Row numbers of one batch after another, (rows,) each, from endless shuffled epochs."""
     while True:
         order = torch.randperm(pairs, generator=generator, device=generator.device)
@@ -164,7 +164,7 @@ def _share_an_item(items: Tensor, pairs: int) -> Tensor:
     return (parts[:, :, None] == parts[:, None, :]).any(0)
 
 
-def _adamw(model: FusionModel, weight_decay: float) -> torch.optim.AdamW:
+def adamw(model: FusionModel, weight_decay: float) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]  # biases, LayerNorm, temperature
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -172,7 +172,7 @@ def _adamw(model: FusionModel, weight_decay: float) -> torch.optim.AdamW:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device):
+def seeded(seed: int, device: torch.device):
     """Seed torch's global state inside, give it back as it was after."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)

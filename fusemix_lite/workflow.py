@@ -428,8 +428,6 @@ class _Split:
 
 def _gather(latents: Latents, wanted: set[str] | None) -> "LatentPairs":
     """The items of these ids (None: all) out of every part, as one set of pairs."""
-
-
     taken = []
     for pairs in latents.parts.values():
         rows = [row for row in range(pairs.n_items) if wanted is None or pairs.item_ids[row] in wanted]

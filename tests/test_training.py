@@ -169,7 +169,7 @@ def test_learning_rate_warms_up_and_decays():
 
 def test_no_decay_on_vectors_and_temperature():
     model = FusionModel({"image": 3, "text": 4}, 5, depth=1)
-    decay, rest = training._adamw(model, 0.1).param_groups
+    decay, rest = training.adamw(model, 0.1).param_groups
     assert decay["weight_decay"] == 0.1 and all(p.ndim == 2 for p in decay["params"])
     assert rest["weight_decay"] == 0 and any(p is model.temperature for p in rest["params"])
     assert len(decay["params"]) + len(rest["params"]) == len(list(model.parameters()))
