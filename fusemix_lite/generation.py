@@ -430,33 +430,41 @@ def _adapter(p: Profile, arm: str, dropout: float, steps: int, seed: int) -> Aud
 
 
 def _pictures(p: Profile, arm: dict, adapter: AudioAdapter | None, seed: int) -> dict[str, float]:
+    """What the reader makes of pictures of test scenes, told as the arm says, and how far what was told lies from captions."""
     from .datasets import SoundingScenes
-    from .experiments import pairs_of, source_of
     from .metrics import modality_gap
     from .scene_viewing import agreement, load_reader
 
     generator = _packaged(arm.get("generator", PACKAGED))
-    chosen = torch.randperm(p.test_items, generator=torch.Generator().manual_seed(seed))[: max(p.test_items // 5, 2)]
+    chosen = torch.randperm(p.test_items, generator=torch.Generator().manual_seed(seed))[: max(p.test_items // 5, 2)].tolist()
     world = SoundingScenes("audio-text", "test", p.test_items)
-    scenes = [world.scene(i) for i in chosen.tolist()]
-    pairs = toward_text(pairs_of(p, "test", source_of(arm, p, "test")))
-    written, image_captions = cloud(pairs.y), Cloud(generator.mean, generator.std)
-    if adapter is None:
-        text = captions_of(scenes, chosen.tolist(), arm["told"].split("-")[0])
-        encoder = load_encoder(p.text_encoders[0], "cpu")
-        z, source = F.normalize(encoder.encode(text), dim=1), written
-    else:
-        with torch.inference_mode():
-            z, source = adapter.model.embed("audio", pairs.x[chosen]), adapter.heard
-        written = adapter.written
+    scenes = [world.scene(i) for i in chosen]
+    z, lies, written = _told(p, arm, adapter, scenes, chosen)
+    image_captions = Cloud(generator.mean, generator.std)
     target = written if arm.get("towards") == "audio-captions" else image_captions
     if arm.get("correct", "none") != "none":
-        z = move(z, source, target, spread=arm["correct"] == "spread")
+        z = move(z, lies, target, spread=arm["correct"] == "spread")
     told = z.roll(1, 0) if arm.get("null") == "shuffled" else z
     pictures = generator.generate(told, torch.Generator().manual_seed(seed))
     seen = agreement(load_reader().read(pictures), scenes)
     gaps = {"gap": modality_gap(z, written.mean[None]), "gap_image": modality_gap(z, image_captions.mean[None])}
     return {name: round(value, 4) for name, value in (seen | gaps).items()}
+
+
+def _told(
+    p: Profile, arm: dict, adapter: AudioAdapter | None, scenes: list[Scene], chosen: list[int]
+) -> tuple[Tensor, Cloud, Cloud]:
+    """Unit latents (B, D) of test scenes, of their captions or of their sounds; where such latents lie, by what they were
+    learnt from; and where captions of sounds lie."""
+    from .experiments import pairs_of, source_of
+
+    pairs = toward_text(pairs_of(p, "test", source_of(arm, p, "test")))
+    if adapter is None:
+        text = captions_of(scenes, chosen, arm["told"].split("-")[0])
+        written = cloud(pairs.y)
+        return F.normalize(load_encoder(p.text_encoders[0], "cpu").encode(text), dim=1), written, written
+    with torch.inference_mode():
+        return adapter.model.embed("audio", pairs.x[chosen]), adapter.heard, adapter.written
 
 
 _packaged = lru_cache(maxsize=1)(load_generator)
