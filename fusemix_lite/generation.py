@@ -26,6 +26,7 @@ from .encoders import WEIGHTS, load_encoder
 from .errors import FuseMixLiteError
 from .pairs import LatentPairs
 from .profiles import Profile
+from .scene_viewing import agreement, as_pictures, load_reader
 from .scenes import Scene
 
 PACKAGED = "lite-generator"
@@ -132,7 +133,7 @@ class LatentToImage(nn.Module):
         noise = torch.randn(len(latents), *CODE, generator=generator)
         parts = zip(F.normalize(latents, dim=1).split(64), noise.split(64), strict=True)
         made = torch.cat([self.decoder(self._sample(z, x, steps, guidance)) for z, x in parts])
-        return ((made.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return as_pictures(made)
 
     def _sample(self, z: Tensor, x: Tensor, steps: int, guidance: float) -> Tensor:
         scheduler = _diffusers().FlowMatchEulerDiscreteScheduler()
@@ -433,7 +434,6 @@ def _pictures(p: Profile, arm: dict, adapter: AudioAdapter | None, seed: int) ->
     """What the reader makes of pictures of test scenes, told as the arm says, and how far what was told lies from captions."""
     from .datasets import SoundingScenes
     from .metrics import modality_gap
-    from .scene_viewing import agreement, load_reader
 
     generator = _packaged(arm.get("generator", PACKAGED))
     chosen = torch.randperm(p.test_items, generator=torch.Generator().manual_seed(seed))[: max(p.test_items // 5, 2)].tolist()

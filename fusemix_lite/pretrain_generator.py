@@ -28,7 +28,7 @@ from .encoders import WEIGHTS, load_encoder
 from .errors import FuseMixLiteError
 from .generation import CODE, SIDE, LatentToImage, ResidualConvolutions, picture_decoder, save_module
 from .scene_image import PIXELS
-from .scene_viewing import SceneReader, agreement, as_input, load_reader, truth
+from .scene_viewing import SceneReader, agreement, as_input, as_pictures, load_reader, truth
 
 # untold: share of pictures for which the latent is kept back; decay: share of the steps in which the learning rate falls.
 RECIPES = {
@@ -159,7 +159,7 @@ class _Progress:
 
 
 def train_generator(recipe: dict, seed: int = 0, work: Path | None = None) -> tuple[LatentToImage, dict]:
-    """Train the generator; returns the averaged model, and what its validation loss was at each look.
+    """Train the generator; returns the averaged model, and facts: "looks" (validation loss at each look) and "read".
 
     work: a folder for checkpoints and a log. A run that is stopped and resumed gives the same weights as one that is not.
     """
@@ -200,7 +200,20 @@ def train_generator(recipe: dict, seed: int = 0, work: Path | None = None) -> tu
         if done % SAVE_EVERY == 0:
             progress.save(done)
     model.load_state_dict(progress.average, strict=False)
-    return model.eval(), looks
+    return model.eval(), {"looks": looks, "read": readings(encoder, decoder, recipe["val_items"])}
+
+
+@torch.inference_mode()
+def readings(encoder: nn.Module, decoder: nn.Module, items: int) -> dict[str, dict[str, float]]:
+    """What the reader sees in validation scenes, agreement in %: "drawn", and "decoded", when they have been a code in between.
+    No generator can do better than that."""
+    world, reader = SoundingScenes("image-text", "val", items), load_reader()
+    drawn, scenes = pictures(world), [world.scene(i) for i in range(items)]
+    shown = {"drawn": drawn, "decoded": as_pictures(decoder(encode(encoder, drawn)))}
+    return {
+        name: {factor: round(value, 1) for factor, value in agreement(reader.read(seen), scenes).items()}
+        for name, seen in shown.items()
+    }
 
 
 def _coder(recipe: dict, drawn: Tensor, seed: int, work: Path | None) -> tuple[nn.Module, nn.Module]:
@@ -311,7 +324,7 @@ def pretrain(name: str, out: Path, seed: int = 0, work: Path | None = None, **ov
         model = train_reader(recipe, seed)
     else:
         model, facts = train_generator(recipe, seed, work)
-        facts = {"looks": facts, "sampler": choose_sampler(model, load_reader(), recipe["text"], recipe["val_items"], seed)}
+        facts["sampler"] = choose_sampler(model, load_reader(), recipe["text"], recipe["val_items"], seed)
     minutes = round((time.process_time() - started) / 60, 1)
     return save_module(model, out / name, {"pretraining": {**recipe, "seed": seed, "cpu_minutes": minutes}, **facts})
 

@@ -69,6 +69,11 @@ def as_input(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
+def as_pictures(x: Tensor) -> Tensor:
+    """Pictures in [-1, 1], a little outside perhaps, as uint8."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class Seen:
     """What the reader sees in N pictures, or what truly is there (`truth`), as numbers of the options in `scenes`.

@@ -444,8 +444,8 @@ def quick(monkeypatch):
 
 
 def test_stopped_and_resumed_it_is_the_same_generator(quick, monkeypatch, tmp_path):
-    whole, looks = training.train_generator(RECIPE, seed=3)
-    assert set(looks) == {2, 4} and looks[4].keys() == {"loss", "val", "val_other"}
+    whole, facts = training.train_generator(RECIPE, seed=3)
+    assert set(facts["looks"]) == {2, 4} and facts["looks"][4].keys() == {"loss", "val", "val_other"}
     calls, loss = [], training._loss
 
     def stops(*args):
