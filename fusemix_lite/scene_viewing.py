@@ -53,15 +53,20 @@ class SceneReader(nn.Module):
 
     @torch.inference_mode()
     def read(self, pictures: Tensor, batch_size: int = 256) -> "Seen":
-        """What stands in pictures (N, 3, 32, 32) uint8."""
-        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1:] != (3, SIDE, SIDE):
+        """What stands in pictures (N, 3, S, S) uint8. S is a multiple of 32; larger pictures are reduced first."""
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3 or not _readable(*pictures.shape[2:]):
             raise FuseMixLiteError(
-                f"pictures of shape {tuple(pictures.shape)} and {pictures.dtype}: the reader takes (N, 3, {SIDE}, {SIDE}) uint8"
+                f"pictures of shape {tuple(pictures.shape)} and {pictures.dtype}: the reader takes (N, 3, S, S) uint8, where S "
+                f"is a multiple of {SIDE}"
             )
-        parts = [self(as_input(part)) for part in pictures.split(batch_size)]
+        parts = [self(F.adaptive_avg_pool2d(as_input(part), SIDE)) for part in pictures.split(batch_size)]
         logits = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         sure = logits["kind"].softmax(-1)[..., :NOTHING].amax(-1)
         return Seen(**{name: value.argmax(-1) for name, value in logits.items()}, sure=sure)
+
+
+def _readable(height: int, width: int) -> bool:
+    return height == width >= SIDE and height % SIDE == 0
 
 
 def as_input(pictures: Tensor) -> Tensor:

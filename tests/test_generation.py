@@ -355,7 +355,19 @@ def test_the_reader_wants_pictures():
     with pytest.raises(FuseMixLiteError, match="uint8"):
         SceneReader(4).read(torch.zeros(2, 3, 32, 32))
     with pytest.raises(FuseMixLiteError, match="uint8"):
-        SceneReader(4).read(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+        SceneReader(4).read(torch.zeros(2, 3, 48, 48, dtype=torch.uint8))
+    with pytest.raises(FuseMixLiteError, match="uint8"):
+        SceneReader(4).read(torch.zeros(2, 3, 32, 64, dtype=torch.uint8))
+
+
+def test_larger_pictures_are_read_as_the_small_ones_they_were():
+    pictures = torch.randint(256, (4, 3, 32, 32), generator=seeded(), dtype=torch.uint8)
+    large = pictures.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    small, reduced = (load_reader().read(x) for x in (pictures, large))
+    assert all(
+        torch.allclose(a.float(), b.float(), atol=1e-4)
+        for a, b in zip(vars(small).values(), vars(reduced).values(), strict=True)
+    )
 
 
 # the record's runs
