@@ -45,6 +45,7 @@ from .torchvision_fix import import_torchvision_safely
 
 ARRAY_RATE = 16_000  # samples a second of audio that comes as an array
 LITE_ENCODERS = tuple(f"lite-{modality}-{letter}" for modality in ("image", "text", "audio") for letter in "ab")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of `encode_inputs`; None: no autocast
 WEIGHTS = Path(__file__).parent / "weights"
 
 _DECODING = 1  # part of the preprocessing hash: raise it when the code below starts to give other latents
@@ -172,26 +173,38 @@ class Encoder(EncoderSource):
             return _as_caption(item)
         return _as_waveform(item, self.processor.sampling_rate)
 
-    @torch.inference_mode()
-    def encode_prepared(self, batch: list) -> torch.Tensor:
+    def encode_prepared(self, batch: list, precision: str = "fp32") -> torch.Tensor:
         """Latents (B, D), float32 on the CPU, of one batch of items as `prepare` returns them."""
-        device, mask = self.model.device, None
-        options = {} if self.layer is None else {"output_hidden_states": True}
+        return self.encode_inputs(self.to_inputs(batch), precision)
+
+    def to_inputs(self, batch: list) -> dict[str, torch.Tensor]:
+        """The model's input of one batch of items as `prepare` returns them. It needs the processor and no model, so that
+        worker processes can do it while the device computes."""
         if self.modality == "text":
             captions = [self.prefix + caption for caption in batch]
-            inputs = self.processor(captions, padding=True, truncation=True, return_tensors="pt").to(device)
-            output, mask = self.model(**inputs, **options), inputs["attention_mask"]
-        elif self.modality == "image":
-            output = self.model(self.processor(images=batch, return_tensors="pt")["pixel_values"].to(device), **options)
-        else:
-            rate = self.processor.sampling_rate
-            inputs = self.processor(batch, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
-            features = inputs[self.processor.model_input_names[0]].to(device)  # (B, mels, frames) for Whisper
-            if self.model.main_input_name == "pixel_values":
-                features = features.unsqueeze(1)
-            output = self.model(features, **options)
+            return dict(self.processor(captions, padding=True, truncation=True, return_tensors="pt"))
+        if self.modality == "image":
+            return {"pixel_values": self.processor(images=batch, return_tensors="pt")["pixel_values"]}
+        rate = self.processor.sampling_rate
+        return dict(self.processor(batch, sampling_rate=rate, return_attention_mask=True, return_tensors="pt"))
+
+    @torch.inference_mode()
+    def encode_inputs(self, inputs: dict[str, torch.Tensor], precision: str = "fp32") -> torch.Tensor:
+        """Latents (B, D), float32 on the CPU, of what `to_inputs` returns. `precision` "bf16" or "fp16" is that of the matrix
+        products (autocast); weights and pooling stay in fp32."""
+        device, mask = self.model.device, None
+        options = {} if self.layer is None else {"output_hidden_states": True}
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        if self.modality == "text":
+            mask = inputs["attention_mask"]
+        elif self.modality == "audio":
+            features = inputs[self.processor.model_input_names[0]]  # (B, mels, frames) for Whisper
             if self.model.config.model_type == "whisper":  # its second convolution halves the frames
-                mask = inputs["attention_mask"][:, ::2].to(device)
+                mask = inputs["attention_mask"][:, ::2]
+            name = self.model.main_input_name
+            inputs = {name: features.unsqueeze(1) if name == "pixel_values" else features}
+        with _autocast(device, precision):
+            output = self.model(**inputs, **options)
         return pool(output, self.pooling, mask, self.layer).cpu()
 
 
@@ -267,8 +280,8 @@ def pool(output: Any, pooling: str, mask: torch.Tensor | None = None, layer: int
     (B, T) marks real tokens.
     """
     if pooling == "pooler":
-        return output.pooler_output.flatten(1)  # (B, D, 1, 1) from a ResNet
-    hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
+        return output.pooler_output.flatten(1).float()  # (B, D, 1, 1) from a ResNet; half precision under autocast
+    hidden = (output.last_hidden_state if layer is None else output.hidden_states[layer]).float()
     if hidden.ndim == 4:
         if pooling == "mean":
             return hidden.mean((2, 3))
@@ -495,6 +508,13 @@ def _is_cut_short(file: Path) -> bool:
             whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
             return not whole or not page[5] & 4  # the last page carries the end-of-stream flag
     return False
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    if precision not in PRECISIONS:
+        raise FuseMixLiteError(f"precision = {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def _blank_image() -> Image.Image:
