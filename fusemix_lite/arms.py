@@ -2,7 +2,8 @@
 
 An arm is a flat dict: ``scheme`` and ``items`` wherever something is trained, and whatever else it does otherwise than usual.
 
-    data, image, audio, text   which pairs, which encoders ("a+b": concatenated; "a@2": hidden layer 2)
+    data, image, audio, text   which pairs ("image-text", "audio-text": of what the profile measures on), which encoders
+                               ("a+b": concatenated; "a@2": hidden layer 2)
     captions, wording          how many captions an item, in which words
     train_captions, noise      how many in training only; the share of them that is degraded as on the web
     clean                      that many of the items keep undegraded captions
@@ -16,6 +17,10 @@ An arm is a flat dict: ``scheme`` and ``items`` wherever something is trained, a
                                concatenated encoders the second one's latents belong to other items
 
 Everything else is an option of `fusemix_lite.fit`, as ``depth`` or ``alpha``.
+
+``noise``, ``clean``, ``skew`` and ``wording`` are knobs of Sounding Scenes: nobody knows which caption of a public data set is
+careless, and what degrades one here (`scene_text.degrade`) tells of this world's things. So experiments with them, those that
+train from scratch and those that draw run in Sounding Scenes at every profile (``Experiment.scale`` takes ``p.scenes``).
 """
 
 from collections.abc import Callable
@@ -119,7 +124,7 @@ def arms_ablations(p: Profile) -> list[dict]:
     """Chapter "Ablations": where pairs are scarce, one thing at a time is otherwise than in the arms without more."""
     two, three = ("none", "fusemix"), ("none", "separate", "fusemix")
     few, steps = p.scarce, p.lengths[-1]
-    batches = [(round(p.batch_size * f), max(1, round(steps / f))) for f in (0.25, 0.5, 2, 4)]  # as many pairs seen in all
+    batches = [(round(p.batch_size * f), max(1, round(steps / f))) for f in p.batch_factors]  # as many pairs seen in all
     changes = [
         *({"batch_size": size, "steps": n} for size, n in batches),
         *({"depth": depth} for depth in (0, 2, 4)),
@@ -128,7 +133,7 @@ def arms_ablations(p: Profile) -> list[dict]:
         *({"alpha": alpha} for alpha in (0.1, 3.0)),
         {"per": "pair"},
         {"mix_probability": 0.5},
-        *({"image": f"{p.image_encoders[1]}{layer}"} for layer in ("@1", "@2", "")),
+        *({"image": f"{p.image_encoders[1]}{layer}"} for layer in (*(f"@{n}" for n in p.image_layers), "")),
     ]
     for_both = [
         *({"dropout": dropout} for dropout in (0.0, 0.2, 0.4, 0.6, 0.8)),
@@ -163,8 +168,11 @@ def arms_plug(p: Profile) -> list[dict]:
     sounds; what in a concatenation counts; the nulls. Latents are standardised, since `lite-audio-b`'s vary 30 times less
     than `lite-audio-a`'s and would count for nothing beside them."""
     (a, b), (ta, tb), (sa, sb) = p.image_encoders, p.text_encoders, p.audio_encoders
-    images, texts = (a, b, f"{a}+{b}", f"{b}@1", f"{b}@2"), (ta, tb, f"{ta}+{tb}", f"{tb}@1")
-    arm, sound = _plugged(p), {**_plugged(p), "data": "audio-text"}
+    images = (a, b, f"{a}+{b}", *(f"{b}@{layer}" for layer in p.image_layers))
+    texts = (ta, tb, f"{ta}+{tb}", f"{tb}@{p.text_layer}")
+    arm, sound = _plugged(p), {**_plugged(p.sounds), "data": "audio-text"}
+    if p.sounds.batch_size != p.batch_size:
+        sound["batch_size"] = p.sounds.batch_size
     return [
         *({**arm, "image": image, "text": text} for image, text in product(images, texts)),
         *({**sound, "audio": audio, "text": text} for audio, text in product((sa, sb, f"{sa}+{sb}"), (ta, tb))),
@@ -261,13 +269,13 @@ def _real_nulls(p: Profile, here: dict) -> list[dict]:
 
 
 def photos(p: Profile) -> Profile:
-    """The scale on Flickr8K."""
-    return _on_real(p, p.photo_sizes, "flickr8k")
+    """The scale on Flickr8K: latents of others, not of the profile's encoders, so a scale of their own as well."""
+    return _on_real(p.scenes, p.photo_sizes, "flickr8k")
 
 
 def notes(p: Profile) -> Profile:
     """The scale on the Philharmonia notes."""
-    return _on_real(p, p.note_sizes, "philharmonia")
+    return _on_real(p.scenes, p.note_sizes, "philharmonia")
 
 
 def _on_real(p: Profile, sizes: tuple[int, ...], name: str) -> Profile:
@@ -275,32 +283,41 @@ def _on_real(p: Profile, sizes: tuple[int, ...], name: str) -> Profile:
     return replace(p, **own, captions=REAL[name].captions)
 
 
+def in_scenes(scale: Callable[[Profile], Profile]) -> Callable[[Profile], Profile]:
+    """The scale of an experiment that runs in Sounding Scenes at every profile: it turns a knob of that world."""
+    return lambda p: scale(p.scenes)
+
+
+def as_it_is(p: Profile) -> Profile:
+    return p
+
+
 class Experiment(NamedTuple):
     """What a record is made of: its arms, what it changes in a profile before they are drawn up, and the module whose
     ``run`` makes one run of an arm."""
 
     arms: Callable[[Profile], list[dict]]
-    scale: Callable[[Profile], Profile] = lambda p: p
+    scale: Callable[[Profile], Profile] = as_it_is
     module: str = "experiments"
 
 
 EXPERIMENTS = {
     "fusemix": Experiment(arms_fusemix),
     "retrieval": Experiment(arms_retrieval),
-    "audio": Experiment(arms_audio),
-    "wording": Experiment(arms_wording),
+    "audio": Experiment(arms_audio, lambda p: p.sounds),
+    "wording": Experiment(arms_wording, in_scenes(as_it_is)),
     "flickr8k": Experiment(arms_flickr8k, photos),
     "philharmonia": Experiment(arms_philharmonia, notes),
     "quantity": Experiment(arms_quantity),
-    "quality": Experiment(arms_quality, middling),
-    "diversity": Experiment(arms_diversity, shorter),
+    "quality": Experiment(arms_quality, in_scenes(middling)),
+    "diversity": Experiment(arms_diversity, in_scenes(shorter)),
     "diversity-flickr8k": Experiment(arms_diversity_flickr8k, lambda p: longer(photos(p))),
     "ablations": Experiment(arms_ablations, shorter),
     "plug": Experiment(arms_plug, longer),
     "swap": Experiment(arms_swap, longer, "swapping"),
-    "generation": Experiment(arms_generation, longer, "generation"),
+    "generation": Experiment(arms_generation, in_scenes(longer), "generation"),
     # A run from scratch takes minutes: three seeds.
-    "scratch": Experiment(arms_scratch, lambda p: replace(longer(p), seeds=min(p.seeds, 3)), "end_to_end"),
+    "scratch": Experiment(arms_scratch, in_scenes(lambda p: replace(longer(p), seeds=min(p.seeds, 3))), "end_to_end"),
 }
 
 

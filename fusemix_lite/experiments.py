@@ -3,6 +3,10 @@
 Every arm first runs over the same small grid (dropout x length) on tuning seeds, scored on validation pairs; its best
 setting then runs on the record's seeds, and only there is the test set looked at. A seed sets the initialisation, the
 batch order and the subset of pairs. Runs already done are kept in the cache, so a sweep can be stopped and resumed.
+
+Where pairs come from is a value of the profile: Sounding Scenes, or public data (`public_data`), which are never cut: an arm
+takes its items from all that are there, and a test set is the whole of it. Numbers on a second test set begin with its name,
+as ``coco_text_to_image@1``.
 """
 
 import argparse
@@ -14,13 +18,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import date
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from .arms import EXPERIMENTS, plan
@@ -29,9 +34,9 @@ from .disk import as_json, write_aside
 from .encoders import WEIGHTS
 from .errors import FuseMixLiteError
 from .pairs import LatentPairs
-from .profiles import Profile, profile
+from .profiles import SCENES, Profile, profile
 from .real import REAL, data_digest, find_latents, load_real, use_latents
-from .records import RESULTS, Record, data_of, digest, encoders_of, fingerprint
+from .records import RESULTS, Record, data_of, digest, encoders_of, fingerprint, sets_of
 
 #: What of an arm `fit` is told, instead of the profile's values or its own.
 FIT_OPTIONS = (
@@ -39,37 +44,93 @@ FIT_OPTIONS = (
     "temperature",
 )  # fmt: skip
 TUNING = 1_000  # the first seed of the grid: far from those of the records
+KNOBS = ("noise", "clean", "skew", "wording")  # of Sounding Scenes alone
+ALL_CAPTIONS = 0
 
 
 class Source(NamedTuple):
     """Where the latent pairs of a split come from."""
 
-    data: str
+    data: str  # "image-text" or "audio-text" of Sounding Scenes, a name in `real.REAL`, or one of public data
     x_encoder: str
     y_encoder: str
-    captions: int
+    captions: int  # an item, at most; `ALL_CAPTIONS` of public data
     wording: str
     noise: float = 0.0
     skew: float = 0.0
 
 
 def source_of(arm: dict, p: Profile, split: str) -> Source:
-    """Where the pairs of an arm come from; captions are degraded in training only."""
+    """Where the pairs of an arm come from; captions are degraded in training only. Of several test sets: the first."""
+    name, data = sets_of(arm, p)[split][0], data_of(arm)
+    if name != SCENES and data not in REAL:
+        return _public_source(arm, p, split, name)
     told = {"captions": arm.get("captions", p.captions)}
     if split == "train":
         told = {"captions": arm.get("train_captions", told["captions"]), "noise": arm.get("noise", 0.0)}
-    return Source(data_of(arm), *encoders_of(arm, p), wording=arm.get("wording", "natural"), skew=arm.get("skew", 0.0), **told)
+    return Source(data, *encoders_of(arm, p), wording=arm.get("wording", "natural"), skew=arm.get("skew", 0.0), **told)
+
+
+def _public_source(arm: dict, p: Profile, split: str, name: str) -> Source:
+    turned = [knob for knob in KNOBS if knob in arm]
+    if turned:
+        raise FuseMixLiteError(f"{turned[0]} is a knob of Sounding Scenes, not of {name}: run {arm} under `profile.scenes`")
+    captions = arm.get("captions", ALL_CAPTIONS)
+    captions = arm.get("train_captions", captions) if split == "train" else captions
+    return Source(name, *encoders_of(arm, p), captions, "natural")
 
 
 @lru_cache(maxsize=12)
 def pairs_of(p: Profile, split: str, source: Source) -> LatentPairs:
     """The latent pairs of a split: from the cache, or real ones from their files."""
+    if source.data not in ("image-text", "audio-text", *REAL):
+        return _public_pairs(split, source, p.device)
     size = {"train": p.train_items, "val": p.val_items, "test": p.test_items}[split]
     if source.data in REAL:
         pairs = _real_parts(source.data)[split]
         return pairs if pairs.n_items <= size else pairs.take(range(size))
     dataset = SoundingScenes(source.data, split, size, source.captions, source.noise, source.skew, wording=source.wording)
     return scene_pairs(dataset, source.x_encoder, source.y_encoder, progress=False)
+
+
+def _public_pairs(split: str, source: Source, device: str) -> LatentPairs:
+    """All pairs of a split of public data, extracted into the cache on first use, with a bar."""
+    from .extraction import cached_latents
+
+    dataset = open_public(source.data, split)
+    stores = [
+        [cached_latents(dataset, encoder, device=device) for encoder in side.split("+")]
+        for side in (source.x_encoder, source.y_encoder)
+    ]
+    pairs = LatentPairs.from_stores(*stores)
+    return pairs if source.captions == ALL_CAPTIONS else first_captions(pairs, source.captions)
+
+
+@cache
+def open_public(name: str, split: str):
+    """A split of public data; what it lacks is an error that says how to fetch it."""
+    from .public_data import open_dataset
+
+    if lack := lacks_public(name, split):
+        raise FuseMixLiteError(lack)
+    return open_dataset(name, split)
+
+
+def lacks_public(name: str, split: str) -> str | None:
+    """What of a split of public data is not here, with the remedy; None where all is."""
+    from .public_data import lacks
+
+    return lacks(name, split)
+
+
+def first_captions(pairs: LatentPairs, n: int) -> LatentPairs:
+    """The pairs with the first `n` rows of y that an item has, or fewer where it has fewer."""
+    order = torch.argsort(pairs.owner, stable=True)
+    counts = torch.bincount(pairs.owner, minlength=pairs.n_items)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    kept = place < n
+    return LatentPairs(pairs.x, pairs.y[kept], pairs.owner[kept], pairs.names, pairs.item_ids)
 
 
 @lru_cache(maxsize=2)
@@ -87,11 +148,17 @@ def training_pairs(p: Profile, arm: dict, seed: int) -> LatentPairs:
         pool = every.subset(arm["pool"], seed)
         train = pool.take(pick(arm["pick"], pool, arm["items"], seed))
     else:
-        train = every.subset(arm["items"], seed)
+        train = every.subset(_as_many(arm["items"], every, source), seed)
     if "clean" in arm:  # the first items of the same random order
         clean = pairs_of(p, "train", source._replace(noise=0.0)).subset(arm["clean"], seed)
         train = clean if arm["clean"] == arm["items"] else clean.joined(train.take(range(arm["clean"], arm["items"])))
     return train.shuffled(seed) if arm.get("null") == "shuffled" else train
+
+
+def _as_many(items: int, pairs: LatentPairs, source: Source) -> int:
+    """So many items, or all, where public data have fewer than the profile counts on, as addresses die."""
+    public = source.data not in ("image-text", "audio-text", *REAL)
+    return min(items, pairs.n_items) if public else items
 
 
 def _as_wanted(p: Profile, arm: dict, split: str, pairs: LatentPairs, seed: int) -> LatentPairs:
@@ -112,7 +179,7 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
     seed = seed_of(arm, seed)
     train = _as_wanted(p, arm, "train", training_pairs(p, arm, seed), seed)
     val = _as_wanted(p, arm, "val", pairs_of(p, "val", source_of(arm, p, "val")), seed)
-    usual = {"batch_size": p.batch_size, "shared_dim": p.shared_dim, "depth": p.depth}
+    usual = {name: getattr(p, name) for name in ("batch_size", "shared_dim", "depth", "expansion", "warmup")}
     options = usual | {key: value for key, value in arm.items() if key in FIT_OPTIONS}
     result = fit(
         train, val, augment=arm["scheme"], steps=steps, lr=p.lr, dropout=dropout, seed=seed, device=p.device, progress=False,
@@ -151,9 +218,11 @@ def of_test(model, pairs: LatentPairs, prefix: str = "") -> dict:
 
 
 def _tests(p: Profile, arm: dict) -> dict[str, Source]:
-    """The test sets of an arm by what their metrics are called: its own, and even scenes where its own are skewed."""
+    """The test sets of an arm by what their metrics are called: its own, even scenes where its own are skewed, and further
+    public ones."""
     own = source_of(arm, p, "test")
-    return {"": own, "even_": own._replace(skew=0.0)} if own.skew else {"": own}
+    others = {"even_": own._replace(skew=0.0)} if own.skew else {}
+    return {"": own} | others | {f"{name}_": own._replace(data=name) for name in sets_of(arm, p)["test"][1:]}
 
 
 def _needed(p: Profile, arm: dict) -> list[tuple[str, Source]]:
@@ -194,13 +263,25 @@ class Runs:
 def _key(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> str:
     """What a run is known by: arms of two experiments that are the same run are run once."""
     named = {**arm, "source": [source_of(arm, p, split) for split in ("train", "test")]}
-    real = data_digest(data_of(arm)) if data_of(arm) in REAL else None
+    real = data_digest(data_of(arm)) if data_of(arm) in REAL else data_stamp(p, [arm]) or None
     return digest([fingerprint(p, [named]), real, dropout, steps, seed, test])
 
 
-def _job(*job) -> tuple[str, dict]:
-    import torch
+def data_stamp(p: Profile, arms: list[dict]) -> dict[str, str]:
+    """What tells the data of these arms from others: a hash of real latents, by their name, and the id of each split of public
+    data. Sounding Scenes are in the fingerprint."""
+    stamp = {}
+    for arm in arms:
+        for split, names in sets_of(arm, p).items():
+            for name in names:
+                if name in REAL:
+                    stamp[name] = data_digest(name)
+                elif name != SCENES:
+                    stamp[f"{name} {split}"] = open_public(name, split).id
+    return dict(sorted(stamp.items()))
 
+
+def _job(*job) -> tuple[str, dict]:
     torch.set_num_threads(1)  # two processes of one thread beat one process of two
     name, *settings = job
     module = import_module(f".{EXPERIMENTS[name].module}", __package__)
@@ -258,7 +339,7 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
         "profile": p.name,
         "config": asdict(p),
         "fingerprint": fingerprint(p, arms),
-        "data": {name: data_digest(name) for name in sorted({data_of(arm) for arm in arms} & set(REAL))},
+        "data": data_stamp(p, arms),
         "seeds": seeds,
         "grid": {"dropout": p.dropouts, "steps": p.lengths, "seeds": tuning},
         "cells": cells,
@@ -282,8 +363,9 @@ def obtain(name: str, p: Profile, live: str = "slice") -> Record:
     if live not in ("slice", "full"):
         raise FuseMixLiteError(f'live = {live!r}: choose "slice" or "full"')
     if live == "full":
-        return Record(json.loads(json.dumps(sweep(name, p))))
-    return Record.load(name, "lite")
+        return Record(json.loads(json.dumps(sweep(name, p, p.workers))))
+    own = Record.find(name, p.name)
+    return own if own and own.is_of(EXPERIMENTS[name].scale(p)) else Record.load(name, "lite")
 
 
 def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str, ...]) -> list[dict]:
@@ -295,7 +377,7 @@ def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str,
     experiment = EXPERIMENTS[record.content["name"]]
     rows, p, module = [], experiment.scale(p), import_module(f".{experiment.module}", __package__)
     made_from = record.content.get("data", {})
-    same = record.is_of(p) and all(data_digest(name) == made_from[name] for name in made_from)
+    same = record.is_of(p) and data_stamp(p, [cell["arm"] for cell in record.content["cells"]]) == made_from
     for arm, i in product(arms, range(p.live_seeds)):
         first = dict(zip(("dropout", "steps"), (options[0] for options in _grid(p, arm)), strict=True))
         settings = record.cell(**arm)["chosen"] if same else first
@@ -312,10 +394,13 @@ def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str,
 
 def lacks(name: str, p: Profile) -> str | None:
     """What of an experiment's ingredients is not on this machine, with the remedy; None where all are."""
-    arms = plan(name, p)[1]
-    for data in sorted({data_of(arm) for arm in arms} & set(REAL)):
-        if not find_latents(data):
+    p, arms = plan(name, p)
+    needed = sorted({(data, split) for arm in arms for split, names in sets_of(arm, p).items() for data in names})
+    for data, split in needed:
+        if data in REAL and not find_latents(data):
             return f"the latents of {data} are not here (--latents FOLDER)"
+        if data not in REAL and data != SCENES and (lack := lacks_public(data, split)):
+            return lack
     for generator in sorted({arm["generator"] for arm in arms if "generator" in arm}):
         if not (WEIGHTS / generator / "model.safetensors").exists():
             return f"{generator} is not trained yet (python -m fusemix_lite.pretrain_generator {generator})"
@@ -326,7 +411,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], help="which record to make")
     parser.add_argument("--profile", default="lite", help="the scale (default: lite)")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
+    parser.add_argument("--workers", type=int, help="processes of one thread each (default: the profile's)")
     parser.add_argument("--seeds", type=int, help="seeds a cell (default: the profile's)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the records go (default: the book's)")
     parser.add_argument("--latents", type=Path, help="folder of real latents (default: FUSEMIX_LITE_REAL)")

@@ -6,11 +6,11 @@ they depend on: the experiment's configuration, the encoders' weights and the da
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 
 from .bundled import bundled
-from .encoders import WEIGHTS, split_layer
+from .encoders import LITE_ENCODERS, WEIGHTS, resolve_encoder, split_layer
 from .errors import FuseMixLiteError
 from .profiles import Profile, profile
 from .real import REAL
@@ -37,6 +37,11 @@ class Record:
             ) from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise FuseMixLiteError(f"record {path} is broken ({error}): make it again") from None
+
+    @classmethod
+    def find(cls, name: str, profile: str) -> "Record | None":
+        """The record of an experiment at a scale, None where it has not been made yet."""
+        return cls.load(name, profile) if (RESULTS / profile / f"{name}.json").exists() else None
 
     @property
     def seeds(self) -> list[int]:
@@ -111,8 +116,11 @@ def digest(thing: object) -> str:
 @cache
 def weights_digest(encoder: str) -> str:
     """Of a packaged encoder's weights: the first 16 hexadecimal digits of the file's SHA-256. A layer ("@2") has the same
-    weights as its encoder."""
-    path = WEIGHTS / split_layer(encoder)[0] / "model.safetensors"
+    weights as its encoder. Of any other encoder: those of its revision, a commit of the hub or a hash of its folder."""
+    name = split_layer(encoder)[0]
+    path = WEIGHTS / name / "model.safetensors"
+    if name not in LITE_ENCODERS and not path.exists():
+        return resolve_encoder(name).revision[:16]
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -128,14 +136,37 @@ def world_digest(wording: str = "natural", noise: float = 0.0, skew: float = 0.0
 
 def scale(profile: Profile) -> dict:
     """What of a profile a single run depends on: not how many seeds there are, nor the device, nor the values that only
-    take the place of others where the latents are real."""
-    free = ("name", "seeds", "live_seeds", "device", "photo_sizes", "note_sizes", "real_lengths")
-    return {key: value for key, value in asdict(profile).items() if key not in free}
+    take the place of others (audio-text pairs, real latents) or that only draw up arms. What came later than the first
+    records counts where it is not as it was then, so that those stay what they are."""
+    whole = {key: value for key, value in asdict(profile).items() if key not in _FREE}
+    return {key: value for key, value in whole.items() if key not in _LATER or value != _LATER[key]}
+
+
+_FREE = (
+    "name", "seeds", "live_seeds", "device", "workers", "photo_sizes", "note_sizes", "real_lengths", "scenes_as",
+    "audio_items", "audio_sizes", "audio_batch_size", "image_layers", "text_layer", "batch_factors",
+)  # fmt: skip
+_LATER = {
+    f.name: f.default for f in fields(Profile)
+    if f.name.startswith(("image_text", "audio_text")) or f.name in ("expansion", "warmup")
+}  # fmt: skip
 
 
 def data_of(arm: dict) -> str:
-    """Which pairs an arm is about: "image-text" or "audio-text" of Sounding Scenes, or a name in `real.REAL`."""
+    """Which pairs an arm is about: "image-text" or "audio-text", of whatever the profile measures on, or a name in
+    `real.REAL`."""
     return arm.get("data", "image-text")
+
+
+def sets_of(arm: dict, profile: Profile) -> dict[str, tuple[str, ...]]:
+    """The names of the data that an arm's splits come from, ``{"train": (name,), "val": (name,), "test": names}``: those of
+    the profile, `profiles.SCENES` among them, or one in `real.REAL`. Of several to test on the first gives the plain
+    metrics."""
+    kind = data_of(arm)
+    if kind in REAL:
+        return dict.fromkeys(("train", "val", "test"), (kind,))
+    train, val, tests = (getattr(profile, kind.replace("-", "_") + end) for end in ("", "_val", "_tests"))
+    return {"train": (train,), "val": (val or train,), "test": tests or (train,)}
 
 
 def encoders_of(arm: dict, profile: Profile) -> tuple[str, str]:
