@@ -3,7 +3,7 @@
 The generator first learns, from pictures alone, to compress them to codes and back. Then it learns flow matching over codes,
 told the frozen unit-norm latent of one caption of the picture at a time. It meets "image-text" scenes and no sound. Its sampler
 is chosen on validation scenes that are told by captions, by what the reader sees. The reader learns from drawn "unimodal"
-scenes and their factors. The generator takes about half an hour of one CPU thread; stopped, it goes on from its last checkpoint
+scenes and their factors. The generator takes about 50 minutes of one CPU thread; stopped, it goes on from its last checkpoint
 where ``--work`` says where that is.
 """
 
@@ -34,7 +34,7 @@ from .scene_viewing import SceneReader, agreement, as_input, as_pictures, load_r
 RECIPES = {
     "lite-generator": {
         "coder": {"items": 24_000, "batch": 48, "steps": 3_000, "lr": 2e-3, "warmup": 100, "decay": 0.5, "noise": 0.15},
-        "text": "lite-text-a", "items": 60_000, "captions": 5, "batch": 64, "steps": 10_000, "lr": 1e-3, "warmup": 300,
+        "text": "lite-text-a", "items": 60_000, "captions": 5, "batch": 64, "steps": 20_000, "lr": 1e-3, "warmup": 300,
         "decay": 0.5, "untold": 0.12, "ema": 0.999, "val_items": 256,
     },
     "lite-reader": {"items": 16_000, "batch": 96, "steps": 2_000, "lr": 2e-3},
@@ -117,13 +117,19 @@ def velocity_loss(model: Callable, x: Tensor, z: Tensor, t: Tensor, noise: Tenso
 class _Progress:
     """Weights, their moving average and the optimiser's state, written whole every so often."""
 
-    def __init__(self, model: nn.Module, recipe: dict, work: Path | None):
+    def __init__(self, model: nn.Module, recipe: dict, work: Path | None, started: float = 0.0):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         every = self.parameters.values()
         self.optimiser = torch.optim.AdamW(every, lr=recipe["lr"], weight_decay=0.01, betas=(0.9, 0.99), fused=True)
         self.file = work / "checkpoint.safetensors" if work else None
         self.of = json.dumps({key: value for key, value in recipe.items() if key != "steps"}, sort_keys=True)
+        self.started, self.before = started, 0.0
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of this training, in the lives of earlier processes too."""
+        return self.before + time.process_time() - self.started
 
     def save(self, step: int) -> None:
         if self.file is None:
@@ -132,7 +138,7 @@ class _Progress:
         for name, p in self.parameters.items():
             own = {"model": p.detach(), "average": self.average[name], **self.optimiser.state[p]}
             state |= {f"{what}/{name}": tensor.contiguous() for what, tensor in own.items()}
-        write_aside(self.file, save(state, {"recipe": self.of}))
+        write_aside(self.file, save(state, {"recipe": self.of, "cpu_seconds": f"{self.cpu_seconds:.1f}"}))
 
     @torch.no_grad()
     def resume(self) -> int:
@@ -140,7 +146,8 @@ class _Progress:
         if self.file is None or not self.file.exists():
             return 0
         with safe_open(self.file, "pt") as opened:
-            made_by = (opened.metadata() or {}).get("recipe")
+            facts = opened.metadata() or {}
+        made_by, self.before = facts.get("recipe"), float(facts.get("cpu_seconds", 0))
         if made_by != self.of:
             raise FuseMixLiteError(f"{self.file} belongs to another recipe ({made_by}): delete it, or give another --work")
         saved = load_file(self.file)
@@ -163,6 +170,7 @@ def train_generator(recipe: dict, seed: int = 0, work: Path | None = None) -> tu
 
     work: a folder for checkpoints and a log. A run that is stopped and resumed gives the same weights as one that is not.
     """
+    started = time.process_time()
     drawn, latents = told_pictures(recipe, "train", recipe["items"])
     val, val_latents = told_pictures(recipe, "val", recipe["val_items"])
     encoder, decoder = _coder(recipe["coder"], drawn, seed, work)
@@ -175,8 +183,9 @@ def train_generator(recipe: dict, seed: int = 0, work: Path | None = None) -> tu
     model.mean.copy_(mean)
     model.std.copy_(std)
     model = model.to(memory_format=torch.channels_last)
-    progress, losses, looks = _Progress(model, recipe, work), [], {}
+    progress, losses, looks = _Progress(model, recipe, work, started), [], {}
     start = progress.resume()
+    looks |= _looks_before(work, start)
     for step in tqdm(range(start, recipe["steps"]), "lite-generator", recipe["steps"], initial=start, mininterval=10):
         g = torch.Generator().manual_seed(seed * 1_000_003 + step)  # a step's own: a resumed run draws what it would have
         for group in progress.optimiser.param_groups:
@@ -200,7 +209,15 @@ def train_generator(recipe: dict, seed: int = 0, work: Path | None = None) -> tu
         if done % SAVE_EVERY == 0:
             progress.save(done)
     model.load_state_dict(progress.average, strict=False)
-    return model.eval(), {"looks": looks, "read": readings(encoder, decoder, recipe["val_items"])}
+    facts = {"looks": looks, "read": readings(encoder, decoder, recipe["val_items"])}
+    return model.eval(), facts | {"cpu_minutes": round(progress.cpu_seconds / 60, 1)}
+
+
+def _looks_before(work: Path | None, start: int) -> dict[int, dict]:
+    """The looks of earlier processes, up to the step that this one goes on with."""
+    log = work / "log.jsonl" if work else None
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    return {row.pop("step"): row for row in rows if row["step"] <= start}
 
 
 @torch.inference_mode()
@@ -319,14 +336,16 @@ def train_reader(recipe: dict, seed: int = 0) -> SceneReader:
 def pretrain(name: str, out: Path, seed: int = 0, work: Path | None = None, **overrides) -> Path:
     """Train one of RECIPES and save it under ``out`` (fp16 safetensors and JSON)."""
     recipe = {**RECIPES[name], **{key: value for key, value in overrides.items() if value}}
-    started, facts = time.process_time(), {}
     if name == "lite-reader":
+        started = time.process_time()
         model = train_reader(recipe, seed)
+        facts = {"cpu_minutes": round((time.process_time() - started) / 60, 1)}
     else:
         model, facts = train_generator(recipe, seed, work)
         facts["sampler"] = choose_sampler(model, load_reader(), recipe["text"], recipe["val_items"], seed)
-    minutes = round((time.process_time() - started) / 60, 1)
-    return save_module(model, out / name, {"pretraining": {**recipe, "seed": seed, "cpu_minutes": minutes}, **facts})
+    return save_module(
+        model, out / name, {"pretraining": {**recipe, "seed": seed, "cpu_minutes": facts.pop("cpu_minutes")}, **facts}
+    )
 
 
 def main() -> None:

@@ -469,7 +469,8 @@ def test_stopped_and_resumed_it_is_the_same_generator(quick, monkeypatch, tmp_pa
     monkeypatch.setattr(training, "_loss", stops)
     with pytest.raises(KeyboardInterrupt):
         training.train_generator(RECIPE, 3, tmp_path)
-    resumed, _ = training.train_generator(RECIPE, 3, tmp_path)
+    resumed, again = training.train_generator(RECIPE, 3, tmp_path)
+    assert again["looks"].keys() == {2, 4}  # the first was taken by the process that was stopped
     assert len(calls) == 6  # steps 3 and 4 were done again
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
