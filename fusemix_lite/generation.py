@@ -16,11 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from .datasets import SoundingScenes
 from .disk import as_json, read_json, write_aside
 from .encoders import WEIGHTS, load_encoder
 from .errors import FuseMixLiteError
@@ -327,6 +329,14 @@ def cloud(z: Tensor) -> Cloud:
     return Cloud(mean, std)
 
 
+def where_captions_lie(text_encoder: str, items: int) -> Cloud:
+    """Where the unit latents of captions of pictures lie, by a text encoder: of `items` training scenes of "image-text"."""
+    from .extraction import cached_latents
+
+    latents = cached_latents(SoundingScenes("image-text", "train", items), text_encoder, progress=False).array
+    return cloud(F.normalize(torch.from_numpy(np.array(latents, np.float32)), dim=1))
+
+
 def move(z: Tensor, source: Cloud, target: Cloud, spread: bool = False) -> Tensor:
     """Bring unit latents (B, D) from where `source` lies to where `target` lies; unit rows again.
 
@@ -432,7 +442,6 @@ def _adapter(p: Profile, arm: str, dropout: float, steps: int, seed: int) -> Aud
 
 def _pictures(p: Profile, arm: dict, adapter: AudioAdapter | None, seed: int) -> dict[str, float]:
     """What the reader makes of pictures of test scenes, told as the arm says, and how far what was told lies from captions."""
-    from .datasets import SoundingScenes
     from .metrics import modality_gap
 
     generator = _packaged(arm.get("generator", PACKAGED))
