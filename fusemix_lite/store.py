@@ -6,13 +6,18 @@
       quarantine.json           items left out: index, item_id, path, reason
       manifest.json             shape, dtype, count, dataset, encoder, sha256 of every shard, item ids; written last
 
+The manifest of a store of more than `IDS_IN_MANIFEST` rows (version 2) holds no item ids: they are in the shards, and read
+from there when somebody asks. Both versions are opened.
+
 Every file is written aside and renamed, so that a file with its final name is whole and a folder with a manifest is
 complete. Only safetensors and JSON are read, and what a manifest says is checked before it is used.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +27,9 @@ from .disk import as_json, read_json, sha256, write_aside
 from .errors import FuseMixLiteError
 
 FORMAT = "fusemix-lite latents"
-VERSION = 1
+VERSIONS = (1, 2)  # with the item ids in the manifest, and without
 ROWS_PER_SHARD = 2048
+IDS_IN_MANIFEST = 100_000  # rows: as many ids are read in a moment, 5 million would take seconds and half a gigabyte
 
 _CODES = {"float16": "F16", "float32": "F32"}  # dtype -> its name in safetensors
 _REMEDY = "delete the folder and extract again"
@@ -39,9 +45,56 @@ class LatentOrigin:
     encoder_id: str
     encoder_revision: str
     preprocessing_hash: str
+    precision: str = "fp32"  # of the encoder's matrix products
 
     def __str__(self) -> str:
-        return f"{self.items} items of {self.dataset_id} by {self.encoder_id} ({self.encoder_revision[:12]})"
+        how = "" if self.precision == "fp32" else f" in {self.precision}"
+        return f"{self.items} items of {self.dataset_id} by {self.encoder_id} ({self.encoder_revision[:12]}){how}"
+
+    def as_dict(self) -> dict:
+        """What files hold of it; precision only where it is not fp32, as it was before there was a choice."""
+        return {key: value for key, value in vars(self).items() if (key, value) != ("precision", "fp32")}
+
+
+class ItemIds(Sequence):
+    """N strings in one piece of UTF-8: 5 million take 150 MB, in a list 450. Read-only; a slice or an array gives a list.
+
+    `pieces` are lists of strings, one after another.
+    """
+
+    def __init__(self, pieces: Iterable[Sequence[str]]):
+        texts, lengths = [], [np.zeros(1, np.int64)]
+        for piece in pieces:
+            encoded = [item.encode("utf-8", "surrogatepass") for item in piece]
+            texts.append(b"".join(encoded))
+            lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        self._text, self._ends = b"".join(texts), np.concatenate(lengths).cumsum()  # (N + 1,)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> str | list[str]:
+        starts, ends = self._ends[:-1][index], self._ends[1:][index]
+        if starts.ndim == 0:
+            return self._text[starts:ends].decode("utf-8", "surrogatepass")
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        return [self._text[start:end].decode("utf-8", "surrogatepass") for start, end in spans]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), 1 << 16):
+            yield from self[start : start + (1 << 16)]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ItemIds):
+            return self._text == other._text and np.array_equal(self._ends, other._ends)
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"ItemIds({len(self)}: {self[0]!r}, …)" if len(self) else "ItemIds(0)"
 
 
 class ShardedRows:
@@ -66,8 +119,10 @@ class ShardedRows:
         flat = rows.reshape(-1)
         out = np.empty((flat.size, self.shape[1]), self.dtype)
         home = np.searchsorted(self._starts, flat, side="right") - 1  # the shard of each row
-        for shard in np.unique(home):
-            mine = home == shard
+        order = np.argsort(home, kind="stable")  # places in `out`, those of one shard side by side
+        shards, first = np.unique(home[order], return_index=True)
+        for shard, start, stop in zip(shards, first, [*first[1:], len(order)], strict=False):
+            mine = order[start:stop]
             out[mine] = self._shards[shard][flat[mine] - self._starts[shard]]
         return out.reshape(*rows.shape, self.shape[1])
 
@@ -119,10 +174,10 @@ class LatentStore:
             writer.write(number, latents[start:stop], item_ids[start:stop])
         return writer.finish(len(starts))
 
-    @property
-    def item_ids(self) -> list[str]:
+    @cached_property
+    def item_ids(self) -> Sequence[str]:
         """The item of each row; an item with several captions has several rows."""
-        return self.manifest["item_ids"]
+        return self.manifest["item_ids"] if "item_ids" in self.manifest else ItemIds(self._ids_by_shard())
 
     @property
     def dim(self) -> int:
@@ -149,32 +204,88 @@ class LatentStore:
 
     def verify(self) -> None:
         """Read every byte again. Raises FuseMixLiteError naming the first file that changed since it was written."""
-        item_ids = []
         for shard in self.manifest["shards"]:
             file = self.path / shard["name"]
-            item_ids += _open_shard(file)[1]["item_ids"]
             if sha256(file) != shard["sha256"]:
                 raise FuseMixLiteError(f"{file} is not what was written (its sha256 differs): {_REMEDY}")
-        if item_ids != self.item_ids:
+        if ItemIds(self._ids_by_shard()) != self.item_ids:
             raise FuseMixLiteError(f"{self.path / 'manifest.json'} and the shards disagree on item ids: {_REMEDY}")
+
+    @classmethod
+    def merge(
+        cls, stores: Sequence["LatentStore | str | Path"], out: str | Path, prefixes: Sequence[str] | None = None
+    ) -> "LatentStore":
+        """One store of the rows of several, in their order: different data sets, or disjoint parts of one, by one encoder.
+
+        Item ids must differ between the stores; `prefixes` (one a store, such as "coco/") are put before them. Captions have
+        to be merged with the prefixes of their pictures. Shards are copied, so `out` stands for itself; a merge that was
+        stopped goes on, and one that is there already is returned.
+
+        Raises FuseMixLiteError for stores of different encoders, dimensions or dtypes, naming them, and for an id that two
+        stores share.
+        """
+        from filelock import FileLock
+
+        out, stores = Path(out), [cls.open(store) if isinstance(store, str | Path) else store for store in stores]
+        prefixes = [""] * len(stores) if prefixes is None else list(prefixes)
+        if len(stores) < 2 or len(prefixes) != len(stores):
+            raise FuseMixLiteError(f"merge: {len(stores)} stores, {len(prefixes)} prefixes: give two or more, a prefix each")
+        _check_alike(stores)
+        seen: list[np.ndarray] = []  # digests of the ids of each store
+        for store, prefix in zip(stores, prefixes, strict=True):
+            seen.append(digests(prefix + item for item in store.item_ids))
+            for other, known in zip(stores, seen[:-1], strict=False):
+                shared = np.isin(seen[-1], known)
+                if shared.any():
+                    both, item = f"{other.path} and {store.path}", prefix + store.item_ids[int(shared.argmax())]
+                    raise FuseMixLiteError(f"merge: {both} share the item id {item!r}: give prefixes, or leave one of them out")
+        origins = [store.origin for store in stores]
+        origin = replace(
+            origins[0],
+            dataset_id="+".join(prefix + origin.dataset_id for prefix, origin in zip(prefixes, origins, strict=True)),
+            items=sum(origin.items for origin in origins),
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_name(out.name + ".lock")):
+            if (out / "manifest.json").exists():
+                return open_same(out, origin)
+            writer = LatentWriter(out, origin, stores[0].array.dtype.name)
+            number = offset = 0
+            for store, prefix in zip(stores, prefixes, strict=True):
+                for shard in store.manifest["shards"]:
+                    if not writer.has(number):
+                        array, metadata = _open_shard(store.path / shard["name"])
+                        left_out = [
+                            entry | {"index": entry["index"] + offset, "item_id": prefix + entry["item_id"]}
+                            for entry in metadata["quarantine"]
+                        ]
+                        writer.write(number, array, [prefix + item for item in metadata["item_ids"]], left_out)
+                    number += 1
+                offset += store.origin.items
+            return writer.finish(number)
+
+    def _ids_by_shard(self) -> Iterator[list[str]]:
+        return (_open_shard(self.path / shard["name"])[1]["item_ids"] for shard in self.manifest["shards"])
 
 
 class LatentWriter:
     """Writes a store shard by shard, in any order, over as many processes' lives as it takes.
 
-    Whole shards that are already there are kept (`has` tells which), damaged ones count as missing. Only one writer a
-    folder at a time: the caller locks it. Raises FuseMixLiteError if the folder holds something else.
+    Whole shards that are already there are kept (`has` tells which), damaged ones count as missing. Two writers of a folder
+    must not write the same shard: the caller sees to that. With `append`, shards of another version of the data set do no
+    harm: `adopt` takes them over. Raises FuseMixLiteError if the folder holds something else.
     """
 
-    def __init__(self, path: str | Path, origin: LatentOrigin, dtype: str = "float16"):
+    def __init__(self, path: str | Path, origin: LatentOrigin, dtype: str = "float16", append: bool = False):
         if dtype not in _CODES:
             raise FuseMixLiteError(f"latents are stored as {' or '.join(_CODES)}, not {dtype}")
         self.path, self.origin, self.dtype = Path(path), origin, np.dtype(dtype)
         self._done: set[int] = set()
+        self._older: set[int] = set()
         self.path.mkdir(parents=True, exist_ok=True)
         for file in sorted(self.path.iterdir()):
-            if file.suffix == ".tmp" or file.name == "quarantine.json":
-                continue  # left by a process that died; written again
+            if file.suffix == ".tmp" or file.name == "quarantine.json" or (append and file.name == "manifest.json"):
+                continue  # left by a process that died, or of a smaller store; written again
             number = file.name.removeprefix("shard-").removesuffix(".safetensors")
             if not number.isdecimal() or file.name != _shard_name(int(number)):
                 raise FuseMixLiteError(f"{self.path} is in use (it holds {file.name}): choose a new folder")
@@ -182,13 +293,40 @@ class LatentWriter:
                 array, metadata = _open_shard(file)
             except FuseMixLiteError:
                 continue  # damaged; written again
-            if _origin(metadata) != origin or array.dtype != self.dtype:
+            found = _origin(metadata)
+            if append and found != origin:
+                found = replace(found, dataset_id=origin.dataset_id, items=origin.items)
+                self._older.add(int(number))
+            if found != origin or array.dtype != self.dtype:
                 raise FuseMixLiteError(f"{file} does not hold {origin} in {dtype}: choose a new folder")
             self._done.add(int(number))
+        self._done -= self._older
 
     def has(self, number: int) -> bool:
         """Whether this shard is there and whole."""
         return number in self._done
+
+    def adopt(self, number: int, indices: range, item_ids: Sequence[str]) -> bool:
+        """Take over a shard of a smaller version of the data set, if it is whole: give it this store's name.
+
+        `indices` are those of the items in the shard, `item_ids` those of the whole data set. The last shard of the smaller
+        version may end early; it is not taken, so that the bytes are those of a store made at once.
+
+        Raises FuseMixLiteError if the shard holds other items.
+        """
+        if number not in self._older:
+            return False
+        array, metadata = _open_shard(self.path / _shard_name(number))
+        left_out = {entry["index"] for entry in metadata["quarantine"]}
+        held = indices[: len(array) + len(left_out)]
+        if metadata["item_ids"] != [item_ids[index] for index in held if index not in left_out]:
+            smaller = _origin(metadata).dataset_id
+            grown = f"{self.origin.dataset_id} does not begin with the items of"
+            raise FuseMixLiteError(f"{grown} {smaller}, which {self.path} holds: choose a new folder")
+        if len(held) < len(indices):
+            return False
+        self.write(number, array, metadata["item_ids"], metadata["quarantine"])
+        return True
 
     def write(self, number: int, latents: np.ndarray, item_ids: Sequence[str], quarantine: Sequence[dict] = ()) -> None:
         """Write one shard: latents (n, D), all finite, with one item id a row. n may be 0."""
@@ -202,37 +340,68 @@ class LatentWriter:
             row = int(finite.argmin())
             why = f"overflows {self.dtype}: use float32" if np.isfinite(latents[row]).all() else "is not finite"
             raise FuseMixLiteError(f"{file}: the latent of item {item_ids[row]} (row {row} of the shard) {why}")
-        metadata = {**vars(self.origin), "item_ids": list(item_ids), "quarantine": list(quarantine)}
+        metadata = {**self.origin.as_dict(), "item_ids": list(item_ids), "quarantine": list(quarantine)}
         write_aside(file, save({"latents": stored}, {"fusemix_lite": json.dumps(metadata)}))
         self._done.add(number)
 
     def finish(self, count: int) -> LatentStore:
         """Write quarantine.json and the manifest over shards 0 … `count` - 1, and open the store."""
-        shards, item_ids, quarantine, dim = [], [], [], 0
+        shards, item_ids, quarantine, rows, dim = [], [], [], 0, 0
         for number in range(count):
             file = self.path / _shard_name(number)
             array, metadata = _open_shard(file)
             shards.append({"name": file.name, "rows": len(array), "sha256": sha256(file)})
-            item_ids += metadata["item_ids"]
+            rows, dim = rows + len(array), array.shape[1]
+            item_ids = item_ids + metadata["item_ids"] if rows <= IDS_IN_MANIFEST else []
             quarantine += metadata["quarantine"]
-            dim = array.shape[1]
-        if not item_ids:
+        if not rows:
             why = f", first of all {quarantine[0]['item_id']}: {quarantine[0]['reason']}" if quarantine else ""
             raise FuseMixLiteError(f"{self.path}: no latent to store{why}")
         manifest = {
             "format": FORMAT,
-            "version": VERSION,
-            **vars(self.origin),
-            "shape": [len(item_ids), dim],
+            "version": 1 if item_ids else 2,
+            **self.origin.as_dict(),
+            "shape": [rows, dim],
             "dtype": self.dtype.name,
-            "count": len(item_ids),
+            "count": rows,
             "quarantined": len(quarantine),
             "shards": shards,
-            "item_ids": item_ids,
+            **({"item_ids": item_ids} if item_ids else {}),
         }
         write_aside(self.path / "quarantine.json", as_json(quarantine))
         write_aside(self.path / "manifest.json", as_json(manifest))
         return LatentStore.open(self.path)
+
+
+def digests(items: Iterable[str]) -> np.ndarray:
+    """16 bytes that stand for each string: (N,), to join and compare millions of them in arrays."""
+    blake2b = hashlib.blake2b
+    return np.fromiter((blake2b(item.encode("utf-8", "surrogatepass"), digest_size=16).digest() for item in items), "S16")
+
+
+def open_same(path: Path, origin: LatentOrigin) -> LatentStore:
+    """The complete store of a folder. Raises FuseMixLiteError unless its latents are of this origin."""
+    store = LatentStore.open(path)
+    if store.origin != origin:
+        raise FuseMixLiteError(f"{path} holds {store.origin}, not {origin}: choose another folder, or delete this one")
+    return store
+
+
+def _check_alike(stores: Sequence[LatentStore]) -> None:
+    """Raise FuseMixLiteError unless all are by one encoder, with the same preprocessing, precision, dimension and dtype."""
+
+    def kind(store: LatentStore) -> dict:
+        own = {key: value for key, value in vars(store.origin).items() if key not in ("dataset_id", "items")}
+        return own | {"dimension": store.dim, "dtype": store.array.dtype.name}
+
+    first = kind(stores[0])
+    for store in stores[1:]:
+        other = kind(store)
+        key = next((key for key in first if first[key] != other[key]), None)
+        if key is not None:
+            pair = ((stores[0], first), (store, other))
+            named = ", ".join(f"{s.path} is by {own['encoder_id']} ({key} {str(own[key])[:12]})" for s, own in pair)
+            raise FuseMixLiteError(f"merge: {named}: latents of different encoders do not mix; extract one of them again")
 
 
 def _read_manifest(file: Path) -> dict:
@@ -240,17 +409,20 @@ def _read_manifest(file: Path) -> dict:
     if not file.is_file():
         raise FuseMixLiteError(f"{file} is missing: no latent store, or not finished (extract again to go on)")
     manifest = read_json(file, _REMEDY)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise FuseMixLiteError(f'{file} is not of format "{FORMAT}", version {VERSION}: {_REMEDY}')
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") not in VERSIONS:
+        raise FuseMixLiteError(f'{file} is not of format "{FORMAT}", version {" or ".join(map(str, VERSIONS))}: {_REMEDY}')
     try:
         _origin(manifest)
         count, dim = manifest["shape"]
         rows = [shard["rows"] for shard in manifest["shards"]]
         if not all(type(number) is int and number >= 0 for number in (count, dim, *rows)):
             raise ValueError("shape and rows must be whole numbers")
-        if not count == sum(rows) == manifest["count"] == len(manifest["item_ids"]):
+        if manifest["version"] == 2 and "item_ids" in manifest:
+            raise ValueError("item ids in a manifest of version 2")
+        named = len(manifest["item_ids"]) if manifest["version"] == 1 else count
+        if not count == sum(rows) == manifest["count"] == named:
             raise ValueError("shape, count, item ids and rows of the shards disagree")
-        if not all(isinstance(item, str) for item in manifest["item_ids"]):
+        if not all(isinstance(item, str) for item in manifest.get("item_ids", [])):
             raise ValueError("item ids must be strings")
         for number, shard in enumerate(manifest["shards"]):
             if shard["name"] != _shard_name(number) or not isinstance(shard["sha256"], str):
@@ -263,7 +435,8 @@ def _read_manifest(file: Path) -> dict:
 
 
 def _origin(record: dict) -> LatentOrigin:
-    return LatentOrigin(**{field.name: record[field.name] for field in fields(LatentOrigin)})
+    known = {"precision": "fp32"} | record
+    return LatentOrigin(**{field.name: known[field.name] for field in fields(LatentOrigin)})
 
 
 def _open_shard(file: Path) -> tuple[np.ndarray, dict]:
@@ -282,6 +455,8 @@ def _open_shard(file: Path) -> tuple[np.ndarray, dict]:
         rows, dim = latents["shape"]
         if not all(type(number) is int and number >= 0 for number in (rows, dim)) or len(metadata["item_ids"]) != rows:
             raise ValueError(f"{latents['shape']} latents for other item ids")
+        if not all(isinstance(item, str) for item in metadata["item_ids"]):
+            raise ValueError("item ids must be strings")
         if size != 8 + length + rows * dim * dtype.itemsize:
             raise ValueError(f"truncated or too long: {size} bytes")
         _origin(metadata)

@@ -175,7 +175,8 @@ FAULTS = {
     "manifest a list": (lambda f: (f / "manifest.json").write_text("[]"), "is not of format"),
     "manifest no text": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json cannot be read"),
     "manifest deep": (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json cannot be read"),
-    "other version": (lambda f: rewrite_manifest(f, version=2), "is not of format"),
+    "other version": (lambda f: rewrite_manifest(f, version=3), "is not of format"),
+    "ids in version 2": (lambda f: rewrite_manifest(f, version=2), "broken .*item ids in a manifest of version 2"),
 }
 WRONG_ENTRIES = {
     "shape": [[10, 5], [11, 4], [10], "10", [10, -4], [10, 4.0], [True, 4], None],
