@@ -34,17 +34,21 @@ ADAMW = 14  # operations a weight and step: two moments, their corrections, deca
 
 
 class Device(NamedTuple):
-    """Peak rates of a device in operations a second, from its maker's data sheet (dense; SXM variants)."""
+    """Peak rates of a device in operations a second, and its memory in bytes, from its maker's data sheet (dense; SXM variants
+    where there are others)."""
 
     fp32: float
     fp16: float  # on its tensor cores, as bf16 where it has that
+    memory: float
     source: str
 
 
 DEVICES = {
-    "V100": Device(15.7e12, 125e12, "NVIDIA V100 data sheet, SXM2"),
-    "A100": Device(19.5e12, 312e12, "NVIDIA A100 data sheet, SXM4"),
-    "H100": Device(67e12, 989e12, "NVIDIA H100 data sheet, SXM5"),
+    "T4": Device(8.1e12, 65e12, 16e9, "NVIDIA T4 data sheet"),  # what Colab lends for nothing; no bf16
+    "V100": Device(15.7e12, 125e12, 32e9, "NVIDIA V100 data sheet, SXM2"),
+    "A100": Device(19.5e12, 312e12, 80e9, "NVIDIA A100 data sheet, SXM4"),
+    "H100": Device(67e12, 989e12, 80e9, "NVIDIA H100 data sheet, SXM5"),
+    "H200": Device(67e12, 989e12, 141e9, "NVIDIA H200 data sheet, SXM"),
 }
 
 
@@ -274,6 +278,16 @@ class _Holder(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder
+
+
+# --- before a run ---------------------------------------------------------------------------------------------------------
+
+
+def before_run(profile: Any, arms: Sequence[dict], *args: Any, **options: Any) -> Any:
+    """What runs of some arms will take and whether this machine has it: see `fusemix_lite.budget.before_run`."""
+    from . import budget
+
+    return budget.before_run(profile, arms, *args, **options)
 
 
 # --- counting and measuring -----------------------------------------------------------------------------------------------

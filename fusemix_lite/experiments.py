@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import date
@@ -111,8 +112,6 @@ def open_public(name: str, split: str):
     """A split of public data; what it lacks is an error that says how to fetch it."""
     from .public_data import open_dataset
 
-    if lack := lacks_public(name, split):
-        raise FuseMixLiteError(lack)
     return open_dataset(name, split)
 
 
@@ -120,7 +119,10 @@ def lacks_public(name: str, split: str) -> str | None:
     """What of a split of public data is not here, with the remedy; None where all is."""
     from .public_data import lacks
 
-    return lacks(name, split)
+    try:
+        return lacks(name, split)
+    except FuseMixLiteError as error:  # no folder was named
+        return str(error)
 
 
 def first_captions(pairs: LatentPairs, n: int) -> LatentPairs:
@@ -225,7 +227,7 @@ def _tests(p: Profile, arm: dict) -> dict[str, Source]:
     return {"": own} | others | {f"{name}_": own._replace(data=name) for name in sets_of(arm, p)["test"][1:]}
 
 
-def _needed(p: Profile, arm: dict) -> list[tuple[str, Source]]:
+def needed(p: Profile, arm: dict) -> list[tuple[str, Source]]:
     """All latent pairs that runs of an arm load."""
     train = source_of(arm, p, "train")
     trains = [train, train._replace(noise=0.0)] if "clean" in arm else [train]
@@ -311,7 +313,7 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     p, arms = plan(name, p)
     runs = Runs(cache_dir() / "experiments" / f"{p.name}.jsonl")
     started = time.perf_counter()
-    for split, source in dict.fromkeys(needed for arm in arms for needed in _needed(p, arm)):
+    for split, source in dict.fromkeys(needed for arm in arms for needed in needed(p, arm)):
         pairs_of(p, split, source)  # latents first, so that no two workers extract the same ones
     pairs_of.cache_clear()
 
@@ -363,13 +365,25 @@ def obtain(name: str, p: Profile, live: str = "slice") -> Record:
     if live not in ("slice", "full"):
         raise FuseMixLiteError(f'live = {live!r}: choose "slice" or "full"')
     if live == "full":
+        tell(*plan(name, p))
         return Record(json.loads(json.dumps(sweep(name, p, p.workers))))
     own = Record.find(name, p.name)
     return own if own and own.is_of(EXPERIMENTS[name].scale(p)) else Record.load(name, "lite")
 
 
+def tell(p: Profile, arms: list[dict], **options) -> None:
+    """Print what runs of these arms will take and whether it fits (`budget.before_run`); what would not is a warning too."""
+    from .budget import before_run
+
+    forecast = before_run(p, arms, **options)
+    print(forecast)
+    for warning in forecast.warnings:
+        warnings.warn(f"would not fit: {warning}", stacklevel=3)
+
+
 def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str, ...]) -> list[dict]:
-    """Run some arms of a record again, on the first ``p.live_seeds`` seeds; one row an arm and seed.
+    """Run some arms of a record again, on the first ``p.live_seeds`` seeds; one row an arm and seed. What that takes is
+    printed first.
 
     Where the record was made at this scale and from these data, an arm runs with the settings chosen for it, and a value
     outside the range that the record states raises :class:`FuseMixLiteError`; elsewhere nothing is compared.
@@ -378,6 +392,7 @@ def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str,
     rows, p, module = [], experiment.scale(p), import_module(f".{experiment.module}", __package__)
     made_from = record.content.get("data", {})
     same = record.is_of(p) and data_stamp(p, [cell["arm"] for cell in record.content["cells"]]) == made_from
+    tell(p, arms, seeds=p.live_seeds, tuned=False)
     for arm, i in product(arms, range(p.live_seeds)):
         first = dict(zip(("dropout", "steps"), (options[0] for options in _grid(p, arm)), strict=True))
         settings = record.cell(**arm)["chosen"] if same else first
@@ -413,19 +428,36 @@ def main() -> None:
     parser.add_argument("--profile", default="lite", help="the scale (default: lite)")
     parser.add_argument("--workers", type=int, help="processes of one thread each (default: the profile's)")
     parser.add_argument("--seeds", type=int, help="seeds a cell (default: the profile's)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the records go (default: the book's)")
+    other = "another value of the profile, as --set 'sizes=[100, 200]'; needs --out"
+    parser.add_argument("--set", action="append", default=[], metavar="VALUE=JSON", dest="overrides", help=other)
+    parser.add_argument("--out", type=Path, help="where the records go (default: the book's)")
     parser.add_argument("--latents", type=Path, help="folder of real latents (default: FUSEMIX_LITE_REAL)")
+    parser.add_argument("--estimate", action="store_true", help="say what it would take, and run nothing")
     args = parser.parse_args()
-    p = profile(args.profile, seeds=args.seeds)
+    if args.overrides and not (args.out or args.estimate):
+        parser.error("--set needs --out: the book's records are those of the profiles as they are")
+    p = profile(args.profile, **{"seeds": args.seeds, "workers": args.workers} | dict(map(_override, args.overrides)))
     use_latents(args.latents)
     for name in EXPERIMENTS if "all" in args.names else args.names:
         if "all" in args.names and (lack := lacks(name, p)):
             print(f"{name}: left out, {lack}")
             continue
-        path = args.out / p.name / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(path, as_json(sweep(name, p, args.workers)))
-        print(path)
+        print(f"{name}, profile {p.name}", flush=True)
+        tell(*plan(name, p))
+        if not args.estimate:
+            path = (args.out or RESULTS) / p.name / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(path, as_json(sweep(name, p, p.workers)))
+            print(path)
+
+
+def _override(text: str) -> tuple[str, object]:
+    """``sizes=[100, 200]`` as a name and its value; what is no JSON is a text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 if __name__ == "__main__":

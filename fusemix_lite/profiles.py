@@ -58,12 +58,15 @@ class Profile:
     audio_text: str = SCENES
     audio_text_val: str = ""
     audio_text_tests: tuple[str, ...] = ()
+    train_pairs: int = 0  # captions in training where items have different numbers of them; 0: `captions` each
     # Sounding Scenes where retrieval is measured elsewhere: at the scale of that profile; "": at this one
     scenes_as: str = ""
     # audio-text pairs where they are fewer than image-text pairs; (), 0: as many, as above
     audio_items: tuple[int, ...] = ()  # train, val, test
     audio_sizes: tuple[int, ...] = ()
+    audio_lengths: tuple[int, ...] = ()
     audio_batch_size: int = 0
+    audio_pairs: int = 0
     # what only some arms take
     image_layers: tuple[int, ...] = (1, 2)  # hidden layers of the second image encoder, beside its last
     text_layer: int = 1  # of the second text encoder
@@ -87,8 +90,9 @@ class Profile:
         if self.audio_items:
             own |= dict(zip(("train_items", "val_items", "test_items"), self.audio_items, strict=True))
         if self.audio_sizes:
-            own |= {"sizes": self.audio_sizes, "scarce": self.audio_sizes[0]}
-        return replace(self, **own, batch_size=self.audio_batch_size or self.batch_size)
+            own |= {"sizes": self.audio_sizes, "scarce": self.audio_sizes[0], "train_pairs": self.audio_pairs}
+        own |= {"lengths": self.audio_lengths or self.lengths, "batch_size": self.audio_batch_size or self.batch_size}
+        return replace(self, **own)
 
 
 _KEPT_IN_SCENES = (
@@ -160,7 +164,7 @@ _PROFILES = {
         # The paper takes HTS-AT beside Whisper, sizes not known. AST was supervised on AudioSet as HTS-AT was.
         audio_encoders=("MIT/ast-finetuned-audioset-10-10-0.4593", "openai/whisper-tiny"),
         image_text="flickr30k",
-        audio_text="clotho",  # 3 GB, and files that stand still; AudioCaps has to be collected from YouTube
+        audio_text="clotho",  # 6.5 GB, and files that stand still; AudioCaps has to be collected from YouTube
         train_items=29_000,  # Karpathy's split
         val_items=1_014,
         test_items=1_000,
@@ -173,6 +177,7 @@ _PROFILES = {
         scarce=7_250,
         audio_batch_size=2_048,  # 960 x 5 >= 2 x 2,048
         audio_sizes=(960, 1_920, 3_839),
+        audio_lengths=(400, 1_600),  # 100 and 400 epochs of 4 steps
         shared_dim=512,  # paper (S), official code (C)
         depth=4,  # C
         lr=1e-3,  # C
@@ -207,18 +212,21 @@ _PROFILES = {
         image_text_tests=("flickr30k", "coco"),
         audio_text="audiocaps+clotho",  # S
         audio_text_tests=("audiocaps", "clotho"),
-        # 113,287 COCO pictures, some 100,000 of Visual Genome, 860,000 of SBU, 3.0 million of CC3M, as far as their
-        # addresses still answer: a run takes as many as there are. With 1 to 8 captions each that makes 5.2 million pairs.
-        train_items=4_070_000,
+        # 113,287 pictures of COCO, 108,077 of Visual Genome, some 860,000 of SBU and 3.0 million of CC3M, as far as their
+        # addresses still answer: a run takes as many as there are.
+        train_items=4_080_000,
+        train_pairs=5_200_000,  # "5M" (S); 1 to 8 captions a picture
         val_items=5_000,
         test_items=1_000,
         captions=5,  # of the test sets
         audio_items=(53_677, 1_540, 975),  # AudioCaps 49,838 and Clotho 3,839 clips; 495 and 1,045; AudioCaps' test
         batch_size=20_480,  # in the loss, mixed from 40,960 rows (C; S says 20K)
-        sizes=(160_000, 640_000, 2_000_000, 4_070_000),
+        sizes=(160_000, 640_000, 2_000_000, 4_080_000),
         scarce=160_000,  # a quarter of it is the fewest that fill a batch
+        audio_pairs=69_033,  # AudioCaps one caption each, Clotho five. The paper has 50K + 15K: Clotho's first version (D)
         audio_batch_size=8_192,  # not known; a quarter of the clips still fills it
         audio_sizes=(13_420, 53_677),
+        audio_lengths=(2_000,),  # not known; 500 epochs of 4 steps, as many as for pictures
         shared_dim=512,  # S, C
         depth=4,  # C
         expansion=4,  # C

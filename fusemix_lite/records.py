@@ -144,7 +144,8 @@ def scale(profile: Profile) -> dict:
 
 _FREE = (
     "name", "seeds", "live_seeds", "device", "workers", "photo_sizes", "note_sizes", "real_lengths", "scenes_as",
-    "audio_items", "audio_sizes", "audio_batch_size", "image_layers", "text_layer", "batch_factors",
+    "audio_items", "audio_sizes", "audio_lengths", "audio_batch_size", "audio_pairs", "train_pairs", "image_layers",
+    "text_layer", "batch_factors",
 )  # fmt: skip
 _LATER = {
     f.name: f.default for f in fields(Profile)
