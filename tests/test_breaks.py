@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_adapters import check_adapter
-from test_losses import check_loss
+from test_losses import check_loss, check_tiles
 from test_metrics import check_recall
 from test_mixing import check_fusemix
 
-from fusemix_lite import adapters, fusemix, metrics, recall_at_k, separate_lambda, symmetric_infonce
+from fusemix_lite import adapters, fusemix, losses, metrics, recall_at_k, separate_lambda, symmetric_infonce
 from fusemix_lite.mixing import no_mixing
 
 
@@ -121,6 +121,28 @@ def captionless_items_left_out_of_the_gallery(u, v, owner):
 def test_broken_losses_are_caught(broken):
     with pytest.raises(AssertionError):
         check_loss(broken)
+
+
+true_tiles = losses._tiles
+true_left_out = losses._left_out
+
+TILES = {
+    "the uneven tile is forgotten": ("_tiles", lambda B, tile: true_tiles(B - B % tile if B > tile else B, tile)),
+    "tiles of the diagonal only": ("_tiles", lambda B, tile: ((i, j) for i, j in true_tiles(B, tile) if i == j)),
+    "a tile twice": ("_tiles", lambda B, tile: [*true_tiles(B, tile), next(true_tiles(B, tile))]),
+    "the mask is not looked at": ("_left_out", lambda same, i, j: None),
+    "the mask takes the positives too": ("_left_out", lambda same, i, j: None if same is None else same[i, j]),
+    "the mask of another tile": ("_left_out", lambda same, i, j: None if same is None else true_left_out(same, i, i)),
+    "plain sums at any temperature": ("SAFE_LOGIT", {torch.float64: 1e9}),
+    "products not added up": ("_add_product", lambda total, weights, z: total.copy_(weights @ z)),
+}
+
+
+@pytest.mark.parametrize(("part", "broken"), TILES.values(), ids=TILES)
+def test_broken_tiles_are_caught(monkeypatch, part, broken):
+    monkeypatch.setattr(losses, part, broken)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_tiles(losses.tiled_infonce)
 
 
 @pytest.mark.parametrize("broken", MIXINGS.values(), ids=MIXINGS)
