@@ -20,7 +20,8 @@ Everything else is an option of `fusemix_lite.fit`, as ``depth`` or ``alpha``.
 
 ``noise``, ``clean``, ``skew`` and ``wording`` are knobs of Sounding Scenes: nobody knows which caption of a public data set is
 careless, and what degrades one here (`scene_text.degrade`) tells of this world's things. So experiments with them, those that
-train from scratch and those that draw run in Sounding Scenes at every profile (``Experiment.scale`` takes ``p.scenes``).
+train from scratch and those that draw run in Sounding Scenes at every profile: ``Experiment.scale`` takes ``p.scenes``, which
+has the profile's encoders, or ``p.small``, which has the small ones.
 """
 
 from collections.abc import Callable
@@ -315,9 +316,9 @@ EXPERIMENTS = {
     "ablations": Experiment(arms_ablations, shorter),
     "plug": Experiment(arms_plug, longer),
     "swap": Experiment(arms_swap, longer, "swapping"),
-    "generation": Experiment(arms_generation, in_scenes(longer), "generation"),
+    "generation": Experiment(arms_generation, lambda p: longer(p.small), "generation"),
     # A run from scratch takes minutes: three seeds.
-    "scratch": Experiment(arms_scratch, in_scenes(lambda p: replace(longer(p), seeds=min(p.seeds, 3))), "end_to_end"),
+    "scratch": Experiment(arms_scratch, lambda p: replace(longer(p.small), seeds=min(p.seeds, 3)), "end_to_end"),
 }
 
 

@@ -88,7 +88,7 @@ class Forecast:
         for need in self.needs:
             held = {"on disk": need.disk, "in RAM": need.ram, "on the device": need.device}
             sizes = ", ".join(f"{_gb(size)} {where}" for where, size in held.items() if size)
-            lines.append(f"  {need.stage}: {need.what}: {_duration(need.seconds)}; {sizes}")
+            lines.append(f"  {need.stage}: {need.what}: {duration(need.seconds)}; {sizes}")
         rates = f"{_rate(self.machine.fp32)} for fusion and {_rate(self.machine.fp16)} for extraction"
         lines.append(f"  (at {rates}, {TOKENS} tokens a caption; decoding and evaluation are not counted)")
         lines += [f"  not counted: {what}" for what in self.left_out]
@@ -121,7 +121,12 @@ def sheet_machine(name: str, ram: float | None = None, disk: float | None = None
 
 
 def before_run(
-    p: Profile, arms: Sequence[dict], seeds: int | None = None, tuned: bool = True, machine: Machine | None = None
+    p: Profile,
+    arms: Sequence[dict],
+    seeds: int | None = None,
+    tuned: bool = True,
+    machine: Machine | None = None,
+    cached: bool = True,
 ) -> Forecast:
     """What runs of these arms will take, extraction included, against what a machine has.
 
@@ -131,17 +136,18 @@ def before_run(
         seeds: runs an arm; None: as many as a record of the profile has.
         tuned: whether each arm runs over the grid first.
         machine: None: this one.
+        cached: whether latents that are in the cache are left out; False: as where nothing has been extracted yet.
     """
     machine = machine or this_machine(p.device)
-    extraction, unknown = _extraction(p, arms, machine)
+    extraction, unknown = _extraction(p, arms, machine, cached)
     fusion, skipped = _fusion(p, arms, p.seeds if seeds is None else seeds, tuned, machine)
     forecast = Forecast(machine, [*extraction, *fusion], left_out=[*unknown, *skipped])
     return replace(forecast, warnings=list(_warnings(forecast, p)))
 
 
-def before_experiment(name: str, p: Profile, machine: Machine | None = None) -> Forecast:
+def before_experiment(name: str, p: Profile, machine: Machine | None = None, cached: bool = True) -> Forecast:
     """What the record of an experiment (`arms.EXPERIMENTS`) will take under a profile; see `before_run`."""
-    return before_run(*plan(name, p), machine=machine)
+    return before_run(*plan(name, p), machine=machine, cached=cached)
 
 
 def largest_batch(p: Profile, pairs: int, dims: dict[str, int], memory: float, latents: bool = True) -> int | None:
@@ -174,7 +180,7 @@ def projection(p: Profile, titles: dict[str, str], devices: Iterable[str]) -> li
         besides = cost.total_bytes - cost.bytes["latents"]
         for device in devices:
             machine = sheet_machine(device)
-            once, _ = _extraction(scaled, arms, machine)
+            once, _ = _extraction(scaled, arms, machine, cached=False)
             rows.append({
                 "what": title,
                 "device": f"{device}, {machine.device / GB:.0f} GB",
@@ -212,6 +218,7 @@ PUBLIC = {
         for size, dim, depth in (("small", 384, 12), ("base", 768, 12), ("large", 1024, 24))
     },
     "facebook/dinov2-giant": _transformer(1536, 40, vit_flops(224, 14, 1536, 40, 4096, gated=True)),
+    "DeepGlint-AI/mlcd-vit-large-patch14-336": _transformer(1024, 24, vit_flops(336, 14, 1024, 24)),
     **{
         f"{family}-{size}-{version}": _transformer(dim, depth, transformer_flops(TOKENS, dim, depth))
         for family, version in (("BAAI/bge", "en-v1.5"), ("intfloat/e5", "v2"))
@@ -247,18 +254,16 @@ def _example(modality: str):
     import numpy as np
     from PIL import Image
 
-    from .encoders import ARRAY_RATE
-
     caption = "two people walk along a wet street in the evening with a small dog"  # about TOKENS
-    return {"image": Image.new("RGB", (64, 64)), "text": caption, "audio": np.zeros(3 * ARRAY_RATE, np.float32)}[modality]
+    return {"image": Image.new("RGB", (64, 64)), "text": caption, "audio": np.zeros(48_000, np.float32)}[modality]
 
 
 def _weights(encoder) -> float:
     return float(sum(weight.numel() for weight in encoder.model.parameters()))
 
 
-def _extraction(p: Profile, arms: Sequence[dict], machine: Machine) -> tuple[list[Need], list[str]]:
-    """One need for all latents that are not in the cache yet, and the encoders that nothing is known of."""
+def _extraction(p: Profile, arms: Sequence[dict], machine: Machine, cached: bool) -> tuple[list[Need], list[str]]:
+    """One need for all latents, less those in the cache where `cached`, and the encoders that nothing is known of."""
     from .experiments import needed
 
     flops = seconds = size = largest = 0.0
@@ -272,7 +277,7 @@ def _extraction(p: Profile, arms: Sequence[dict], machine: Machine) -> tuple[lis
             for encoder in names.split("+"):
                 told = (source.captions, source.wording, source.noise) if side == "y" else ()
                 key = (split, source.data, source.skew, encoder, told)
-                if key in seen or _in_cache(split, source, encoder, side, p):
+                if key in seen or (cached and _in_cache(split, source, encoder, side, p)):
                     continue
                 seen.add(key)
                 facts = encoder_facts(encoder)
@@ -467,8 +472,7 @@ def _rate(rate: float) -> str:
     return f"{rate / 1e12:,.1f} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:,.0f} GFLOP/s"
 
 
-def _duration(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.0f} s"
+def duration(seconds: float) -> str:
+    """In the unit that suits, as roughly as it is known: "23 days", "7.0 h", "2.3 min", "15 s"."""
+    size, unit = next((pair for pair in ((86_400, "days"), (3_600, "h"), (60, "min")) if seconds >= 2 * pair[0]), (1, "s"))
+    return f"{seconds / size:,.{0 if seconds >= 9.95 * size or size == 1 else 1}f} {unit}"

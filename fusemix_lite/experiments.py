@@ -313,7 +313,7 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     p, arms = plan(name, p)
     runs = Runs(cache_dir() / "experiments" / f"{p.name}.jsonl")
     started = time.perf_counter()
-    for split, source in dict.fromkeys(needed for arm in arms for needed in needed(p, arm)):
+    for split, source in dict.fromkeys(need for arm in arms for need in needed(p, arm)):
         pairs_of(p, split, source)  # latents first, so that no two workers extract the same ones
     pairs_of.cache_clear()
 

@@ -6,6 +6,7 @@ they depend on: the experiment's configuration, the encoders' weights and the da
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cache
 
@@ -105,6 +106,32 @@ class Record:
         return expected
 
 
+#: The profiles whose records a chapter shows beside each other.
+SCALES = ("lite", "colab", "paper")
+
+
+def at_scales(name: str, rows: Callable[[Record], list[dict]], scales: Sequence[str] = SCALES) -> dict[str, list[dict] | str]:
+    """What `report.tabs` shows of an experiment: the rows of each profile's record, or that it is not yet measured, how it
+    would be, and how long that takes on the device that the profile is made for."""
+    found = {}
+    for scale in scales:
+        record = Record.find(name, scale)
+        found[scale] = not_yet(name, scale) if record is None else rows(record)
+    return found
+
+
+def not_yet(name: str, scale: str) -> str:
+    """A sentence about a record that nobody has made."""
+    from .budget import before_experiment, duration, sheet_machine
+
+    p = profile(scale)
+    made = f"Not yet measured: `python -m fusemix_lite.experiments {name} --profile {scale}` makes it"
+    if not p.made_for:
+        return f"{made}."
+    forecast = before_experiment(name, p, sheet_machine(p.made_for), cached=False)
+    return f"{made}, in about {duration(forecast.seconds)} on one {p.made_for}, reading of files not counted."
+
+
 def _key(arm: dict) -> str:
     return json.dumps(arm, sort_keys=True)
 
@@ -143,7 +170,7 @@ def scale(profile: Profile) -> dict:
 
 
 _FREE = (
-    "name", "seeds", "live_seeds", "device", "workers", "photo_sizes", "note_sizes", "real_lengths", "scenes_as",
+    "name", "seeds", "live_seeds", "device", "made_for", "workers", "photo_sizes", "note_sizes", "real_lengths", "scenes_as",
     "audio_items", "audio_sizes", "audio_lengths", "audio_batch_size", "audio_pairs", "train_pairs", "image_layers",
     "text_layer", "batch_factors",
 )  # fmt: skip

@@ -192,12 +192,68 @@ def in_words(differences: dict) -> str:
 def table(rows: Sequence[dict], caption: str, digits: int = 1) -> None:
     """Display a list of rows (dicts with the same keys) as a numbered HTML table; floats are rounded to `digits`."""
     _check_text("table", caption=caption)
+    markup, plain = _grid(rows, digits, f"table {caption!r}")
+    label = _label("Table", caption)
+    head, body = markup
+    _display(
+        '<div class="fusemix-table" style="overflow-x:auto"><table>'
+        f'<caption style="caption-side:top;text-align:left"><strong>{label}.</strong> {html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
+        "\n".join([f"{label}. {caption}", *plain]),
+    )
+
+
+def tabs(panels: dict[str, Sequence[dict] | str], caption: str, digits: int = 1) -> None:
+    """Display one numbered table in several versions, a tab each: those of other profiles, say (`records.at_scales`).
+
+    panels: what the tab says -> rows as `table` takes them, or a sentence where there are none. The first is open. The tabs
+    need no script; where a viewer removes styles (GitHub does), all of them stand one below the other.
+    """
+    _check_text("tabs", caption=caption, **{f"title {i}": title for i, title in enumerate(panels, 1)})
+    if not panels:
+        raise FuseMixLiteError(f"tabs {caption!r}: there is nothing to show")
+    label, parts, plain = _label("Table", caption), [], []
+    group = "fusemix-tabs-" + label.split()[1]
+    for i, (title, content) in enumerate(panels.items()):
+        if isinstance(content, str):
+            shown, told = f"<p>{html.escape(content)}</p>", [content]
+        else:
+            (head, body), told = _grid(content, digits, f"tab {title!r} of {caption!r}")
+            shown = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        parts.append(
+            f'<input type="radio" name="{group}" id="{group}-{i}"{" checked" * (i == 0)}>'
+            f'<label for="{group}-{i}"><strong>{html.escape(title)}</strong></label>'
+            f'<div class="fusemix-tab" style="overflow-x:auto">{shown}</div>'
+        )
+        plain += [f"[{title}]", *told]
+    _display(
+        f"<style>{_TABS}</style><p><strong>{label}.</strong> {html.escape(caption)}</p>"
+        f'<div class="fusemix-tabs">{"".join(parts)}</div>',
+        "\n".join([f"{label}. {caption}", *plain]),
+    )
+
+
+#: Radio buttons that nobody sees, but that the keyboard finds, open the panel behind their label.
+_TABS = (
+    ".fusemix-tabs{display:flex;flex-wrap:wrap;gap:0 1.2em}"
+    ".fusemix-tabs>input{position:absolute;opacity:0;pointer-events:none}"
+    ".fusemix-tabs>label{cursor:pointer;padding:.2em .1em;border-bottom:3px solid transparent}"
+    ".fusemix-tabs>input:checked+label{border-color:currentColor}"
+    ".fusemix-tabs>input:focus-visible+label{outline:2px solid currentColor}"
+    ".fusemix-tabs>.fusemix-tab{display:none;order:1;flex-basis:100%;padding:.6em 0}"
+    ".fusemix-tabs>input:checked+label+.fusemix-tab{display:block}"
+    "@media print{.fusemix-tabs>.fusemix-tab{display:block;order:0}}"
+)
+
+
+def _grid(rows: Sequence[dict], digits: int, where: str) -> tuple[tuple[str, str], list[str]]:
+    """Head and body of an HTML table of these rows, and its lines as plain text."""
     if not rows:
-        raise FuseMixLiteError(f"table {caption!r}: there are no rows to show")
+        raise FuseMixLiteError(f"{where}: there are no rows to show")
     columns = list(rows[0])
     for i, row in enumerate(rows):
         if list(row) != columns:
-            raise FuseMixLiteError(f"table {caption!r}: row {i} has columns {list(row)}, the first one has {columns}")
+            raise FuseMixLiteError(f"{where}: row {i} has columns {list(row)}, the first one has {columns}")
     cells = [[_cell(row[column], digits) for column in columns] for row in rows]
     numeric = [all(_is_number(row[column]) or row[column] is None for row in rows) for column in columns]
     align = ["right" if is_numeric else "left" for is_numeric in numeric]
@@ -206,13 +262,7 @@ def table(rows: Sequence[dict], caption: str, digits: int = 1) -> None:
         for c, a in zip(columns, align, strict=True)
     )
     body = "".join(_table_row(row, align) for row in cells)
-    label = _label("Table", caption)
-    _display(
-        '<div class="fusemix-table" style="overflow-x:auto"><table>'
-        f'<caption style="caption-side:top;text-align:left"><strong>{label}.</strong> {html.escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
-        "\n".join([f"{label}. {caption}", " | ".join(map(str, columns)), *(" | ".join(row) for row in cells)]),
-    )
+    return (head, body), [" | ".join(map(str, columns)), *(" | ".join(row) for row in cells)]
 
 
 def gallery(images: Iterable, captions: Sequence[str], alts: Sequence[str], width: int = 128) -> None:

@@ -1,10 +1,13 @@
 """Numbers that others report, each with how we know it: ``book/reported.yml``, read and checked."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .bundled import bundled
 from .errors import FuseMixLiteError
+from .profiles import Profile, profile
+from .records import Record, sets_of
 
 REPORTED = bundled("reported.yml")
 
@@ -78,6 +81,39 @@ def load_reported(topic: str, path: Path = REPORTED) -> list[Reported]:
         raise FuseMixLiteError(f"{path.name} has no topic {topic!r}; it has {have}")
     kind = Effort if topic in EFFORTS else Reported
     return [_checked(row, kind, f"{path.name}, {topic}, row {i}") for i, row in enumerate(topics[topic], 1)]
+
+
+ARROWS = {"text_to_image": "T→I", "image_to_text": "I→T", "text_to_audio": "T→A", "audio_to_text": "A→T"}
+
+
+def beside_ours(
+    reported: Sequence[Reported], name: str, arm: Callable[[Profile], dict], scales: Sequence[str] = ("colab", "paper")
+) -> list[dict]:
+    """Reported R@1 in %, and under it ours on the same data sets: rows for a table.
+
+    Args:
+        reported: rows of one topic.
+        name: the experiment whose records are ours.
+        arm: which of its arms, by the record's profile.
+        scales: the profiles; of one without a record the row says that it is not yet measured. Neither ours nor theirs says
+            anything about the other where the training data differ: so the row names them.
+    """
+    cells = list(dict.fromkeys((data, way) for row in reported for data, ways in row.recall.items() for way in ways))
+    columns = {f"{data} {ARROWS[way]}": (data, way) for data, way in cells}
+    rows = []
+    for row in reported:
+        rows.append({"model": row.model} | {title: row.at(*cell) for title, cell in columns.items()})
+        rows[-1] |= {"how we know": f"reported ({row.mark})"}
+    for scale in scales:
+        record, p = Record.find(name, scale), profile(scale)
+        of, told = (p, "not yet measured") if record is None else (record.profile, f"measured, {len(record.seeds)} seeds")
+        sets = sets_of(arm(of), of)
+        rows.append({"model": f"ours, {scale}: {sets['train'][0]}"} | dict.fromkeys(columns) | {"how we know": told})
+        for title, (data, way) in columns.items() if record else ():
+            for i, tested in enumerate(sets["test"]):
+                if tested == data.lower():
+                    rows[-1][title] = record.interval(f"{'' if i == 0 else tested + '_'}{way}@1", **arm(of)).mean
+    return rows
 
 
 def _checked(row: dict, kind: type[Reported], where: str) -> Reported:

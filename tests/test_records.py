@@ -1,6 +1,8 @@
 """Profiles, records and the sweep that makes them."""
 
 import json
+from dataclasses import asdict
+from itertools import product
 
 import pytest
 
@@ -8,6 +10,7 @@ from fusemix_lite import FuseMixLiteError, experiments, profile, records
 from fusemix_lite.claims import load_claims
 from fusemix_lite.experiments import EXPERIMENTS, Runs, choose, plan
 from fusemix_lite.records import Record, fingerprint
+from fusemix_lite.reported import beside_ours, load_reported
 from fusemix_lite.stats import interval
 
 
@@ -118,3 +121,54 @@ def test_a_whole_sweep_at_smoke_scale(tmp_path, monkeypatch):
     assert len(content["cells"]) == len(experiments.plan("fusemix", p)[1])
     again = experiments.sweep("fusemix", p, workers=1)  # everything is in the cache
     assert again["cells"] == content["cells"]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Puts records of other profiles where the book's are looked for."""
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+
+    def make(scale: str, arms: dict[str, list[dict]]) -> None:
+        p = profile(scale)
+        for name, found in arms.items():
+            cells = [{"arm": arm, "chosen": {}, "runs": runs} for arm, runs in found]
+            config = json.loads(json.dumps(asdict(experiments.EXPERIMENTS[name].scale(p))))
+            content = {"name": name, "config": config, "seeds": [0, 1], "cells": cells}
+            (tmp_path / scale).mkdir(exist_ok=True)
+            (tmp_path / scale / f"{name}.json").write_text(json.dumps(content))
+
+    return make
+
+
+def test_other_scales_are_shown_where_they_were_measured(made):
+    made("colab", {"fusemix": [({"scheme": "none", "items": 5}, [{"r": 1.0}, {"r": 3.0}])]})
+    found = records.at_scales("fusemix", lambda r: [{"mean": r.interval("r", scheme="none", items=5).mean}], ("colab", "paper"))
+    assert found["colab"] == [{"mean": 2.0}]
+    assert found["paper"].startswith("Not yet measured: `python -m fusemix_lite.experiments fusemix --profile paper`")
+    assert " on one H100" in found["paper"]
+
+
+def test_ours_stand_beside_what_is_reported(made):
+    def arm(p):
+        return {"scheme": "fusemix", "items": p.train_items}
+
+    clip = load_reported("image-text-retrieval")[1]
+    before = beside_ours([clip], "retrieval", arm)
+    assert [row["how we know"] for row in before] == ["reported (S)", "not yet measured", "not yet measured"]
+    assert before[0]["Flickr30K T→I"] == clip.at("Flickr30K", "text_to_image")
+    assert all(value is None for key, value in before[2].items() if "→" in key)
+    numbers = {f"{test}{way}@1": value for value, (test, way) in enumerate(
+        product(("", "coco_"), ("text_to_image", "image_to_text")), 10)}  # fmt: skip
+    made("paper", {"retrieval": [(arm(profile("paper")), [numbers, numbers])]})
+    paper = beside_ours([clip], "retrieval", arm)[2]
+    assert paper["how we know"] == "measured, 2 seeds" and paper["model"].endswith("coco+visual-genome+sbu+cc3m")
+    assert [paper[cell] for cell in ("Flickr30K T→I", "Flickr30K I→T", "COCO T→I", "COCO I→T")] == [10, 11, 12, 13]
+
+
+def test_a_chapter_is_shown_the_record_of_its_scale(made):
+    for scale in ("lite", "colab"):
+        made(scale, {"fusemix": []})
+    assert experiments.obtain("fusemix", profile("colab")).profile.name == "colab"
+    assert experiments.obtain("fusemix", profile("colab", depth=1)).profile.name == "lite"  # other values, another scale
+    assert experiments.obtain("fusemix", profile("smoke")).profile.name == "lite"
+    assert experiments.obtain("fusemix", profile("colab").scenes).profile.name == "lite"

@@ -230,3 +230,33 @@ def test_differences_are_told_in_words():
     assert report.in_words(some) == "512 gains 6.0 (4.5 to 7.5); 8 costs 4.1 (3.0 to 5.2); 32, 64: no clear difference"
     assert report.in_words({"a": Interval(1, 0.5, 1.5)}) == "a gains 1.0 (0.5 to 1.5)"
     assert report.in_words({"a": Interval(1, -0.5, 2.5)}) == "a: no clear difference"
+
+
+def test_tabs_show_rows_or_say_why_there_are_none(shown):
+    rows = [{"way": "a < b", "R@1": 12.345}]
+    report.tabs({"lite": rows, "paper": "Not yet measured: `run it`"}, "Recall & more")
+    markup, plain = shown[0][0]["text/html"], shown[0][0]["text/plain"]
+    assert plain == "Table 1. Recall & more\n[lite]\nway | R@1\na < b | 12.3\n[paper]\nNot yet measured: `run it`"
+    assert "a &lt; b" in markup and "Recall &amp; more" in markup
+    inputs = re.findall(r'<input type="radio" name="([^"]+)" id="([^"]+)"( checked)?>', markup)
+    assert [checked for *_, checked in inputs] == [" checked", ""] and len({name for name, *_ in inputs}) == 1
+    assert re.findall(r'<label for="([^"]+)"', markup) == [which for _, which, _ in inputs]  # each is named by its tab
+    report.table(rows, "Next")
+    assert shown[1][0]["text/plain"].startswith("Table 2.")
+
+
+def test_two_tables_in_tabs_do_not_share_their_buttons(shown):
+    for caption in ("one", "two"):
+        report.tabs({"lite": "nothing"}, caption)
+    groups = [re.search(r'name="([^"]+)"', data["text/html"])[1] for data, _ in shown]
+    assert len(set(groups)) == 2
+
+
+@pytest.mark.parametrize(
+    ("panels", "told"),
+    [({}, "nothing to show"), ({"lite": []}, "tab 'lite' of 'c': there are no rows"), ({"": "text"}, "title 1 is empty")],
+)
+def test_tabs_without_content_are_refused(shown, panels, told):
+    with pytest.raises(FuseMixLiteError, match=told):
+        report.tabs(panels, "c")
+    assert not shown
