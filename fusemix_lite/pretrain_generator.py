@@ -3,8 +3,8 @@
 The generator first learns, from pictures alone, to compress them to codes and back. Then it learns flow matching over codes,
 told the frozen unit-norm latent of one caption of the picture at a time. It meets "image-text" scenes and no sound. Its sampler
 is chosen on validation scenes that are told by captions, by what the reader sees. The reader learns from drawn "unimodal"
-scenes and their factors. The generator takes about 50 minutes of one CPU thread; stopped, it goes on from its last checkpoint
-where ``--work`` says where that is.
+scenes and their factors. The generator takes about an hour and a quarter of one CPU thread; stopped, it goes on from its last
+checkpoint where ``--work`` says where that is.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from .scene_viewing import SceneReader, agreement, as_input, as_pictures, load_r
 RECIPES = {
     "lite-generator": {
         "coder": {"items": 24_000, "batch": 48, "steps": 3_000, "lr": 2e-3, "warmup": 100, "decay": 0.5, "noise": 0.15},
-        "text": "lite-text-a", "items": 60_000, "captions": 5, "batch": 64, "steps": 20_000, "lr": 1e-3, "warmup": 300,
+        "text": "lite-text-a", "items": 60_000, "captions": 5, "batch": 64, "steps": 30_000, "lr": 1e-3, "warmup": 300,
         "decay": 0.5, "untold": 0.12, "ema": 0.999, "val_items": 256,
     },
     "lite-reader": {"items": 16_000, "batch": 96, "steps": 2_000, "lr": 2e-3},
 }  # fmt: skip
 #: What the sampler is chosen from, on validation scenes that are told by captions.
-SAMPLERS = {"steps": (8, 16, 32), "guidance": (1.0, 1.5, 2.0, 3.0)}
+SAMPLERS = {"steps": (8, 16, 32), "guidance": (1.0, 2.0, 3.0, 4.0, 6.0)}
 SAVE_EVERY, LOOK_EVERY = 250, 500  # steps
 
 
