@@ -12,7 +12,7 @@ READER = "lite-reader"
 _CARD = """\
 # lite-generator and lite-reader
 
-Two models that ship with the package for the chapter [From audio to image](../book/11-audio-to-image.ipynb): one draws what a
+Two models that ship with the package for the chapter [Audio to image](../book/11-audio-to-image.ipynb): one draws what a
 latent says, the other says what is drawn. Neither has met a sound.
 
 | fact | generator | reader |
