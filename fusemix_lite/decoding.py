@@ -1,0 +1,188 @@
+"""What an encoder is given, opened: upright RGB pictures, captions, mono sound.
+
+An item may come as what it is (a PIL image, a caption, a float array), as a path, as the bytes of a file, or as a callable
+without arguments that returns one of these: what lies in an archive opens itself when its turn comes, and not before.
+`decode` opens it once; an encoder's `prepare` takes what `decode` gives, so that several encoders can share one opening.
+"""
+
+import io
+import re
+from math import gcd
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .errors import FuseMixLiteError
+
+ARRAY_RATE = 16_000  # samples a second of audio that comes as an array without a rate
+MAX_CHANNELS = 8  # of a (C, T) or (T, C) array: surround sound; more "channels" than that are samples
+WORDS = 50  # that `clean_caption` keeps
+
+_REMOVED = re.compile(r'[.!"()*#:;~]')
+
+
+def decode(item: Any, modality: str) -> Any:
+    """An item opened and checked: an upright RGB `PIL.Image`, a caption, or mono sound as (samples (T,), rate).
+
+    What comes out may go in again and stays what it is. Sound has its own rate; an encoder resamples it to the one it wants.
+
+    Raises FuseMixLiteError saying what is wrong with the item.
+    """
+    if callable(item):
+        name = _name(item)
+        try:
+            item = item()
+        except FuseMixLiteError:
+            raise
+        except Exception as error:  # archives, shards and their decoders raise many kinds
+            raise FuseMixLiteError(f"{name} cannot be opened: {first_line(error)}") from error
+    return {"image": as_image, "text": as_caption, "audio": as_sound}[modality](item)
+
+
+def as_image(item: Any) -> Image.Image:
+    """An upright RGB image of a picture in any mode: grey, with a palette, CMYK, or of 16 bits a channel.
+
+    16 bits are scaled to 8, where Pillow's own conversion cuts them off at 255, which leaves white. Transparency is dropped,
+    as it is by the encoders' own processors. A picture of more than twice `PIL.Image.MAX_IMAGE_PIXELS` is refused before it
+    is decoded, since a small file may unpack to more than the memory holds.
+    """
+    try:
+        image = Image.open(_source(item)) if isinstance(item, str | Path | bytes) else item
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # "I;16", or "I" from a 16-bit file
+            values = np.asarray(image).astype(np.float32)
+            if image.mode.startswith("I;16") or values.max() > 255:
+                values = (values / 257).round()  # 65535 to 255
+            image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        if image.mode == "P":
+            image = image.convert("RGBA")  # by way of RGBA, or Pillow warns of some palettes; the colours are the same
+        return image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        remedy = "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        raise FuseMixLiteError(f"{_name(item)} is too large a picture ({first_line(error)}): {remedy}") from error
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise FuseMixLiteError(f"{_name(item)} is no readable image: {first_line(error)}") from error
+
+
+def as_caption(item: Any) -> str:
+    """A text that is not empty."""
+    if not isinstance(item, str) or not item.strip():
+        raise FuseMixLiteError(f"{item!r:.40} is no caption: a text that is not empty is needed")
+    return item
+
+
+def clean_caption(caption: str) -> str:
+    """A caption as the official FuseMix code feeds it to every text encoder: lower case, the characters . ! " ( ) * # : ; ~
+    and all runs of white space a single space, the first 50 words."""
+    return " ".join(_REMOVED.sub(" ", caption.lower()).split()[:WORDS])
+
+
+def as_sound(item: Any) -> tuple[np.ndarray, int]:
+    """Mono samples (T,), floats, and their rate. Several channels are mixed down by their mean, here, where one can see it.
+
+    `item` is a file, a float array (T,) at 16 kHz, or (samples, rate) with samples (T,), (C, T) or (T, C), floats or signed
+    integers. An array of two dimensions without a rate is refused: a feature extractor takes (2, T) for two clips.
+    """
+    if isinstance(item, str | Path | bytes):
+        samples, rate = _read_sound(item)
+    elif isinstance(item, tuple) and len(item) == 2:
+        samples, rate = np.asarray(item[0]), item[1]
+        if not isinstance(rate, int | float | np.number) or rate != int(rate) or rate < 1:
+            raise FuseMixLiteError(f"{_name(samples)} comes with {rate!r:.40} for a rate: samples a second are needed")
+        samples, rate = _mono(samples, _name(item)), int(rate)
+    else:
+        samples, rate = np.asarray(item), ARRAY_RATE
+        if samples.ndim != 1 or samples.dtype.kind != "f":
+            raise FuseMixLiteError(
+                f"{_name(item)} is no mono sound: float32 samples (T,) at {ARRAY_RATE} Hz, (samples, rate) or a path are needed"
+            )
+    if not np.isfinite(samples).all():
+        raise FuseMixLiteError(f"{_name(item)} holds samples that are not finite")
+    if len(samples) * 40 < rate:  # feature extractors look through windows of 25 ms
+        raise FuseMixLiteError(f"{_name(item)} is empty or shorter than 25 ms: {len(samples)} samples")
+    return samples, rate
+
+
+def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Float32 samples (T',) at `wanted` samples a second."""
+    if rate != wanted:
+        from scipy.signal import resample_poly
+
+        divisor = gcd(rate, wanted)
+        samples = resample_poly(samples, wanted // divisor, rate // divisor)
+    return samples.astype(np.float32, copy=False)
+
+
+def blank(modality: str) -> Any:
+    """An item with nothing in it, for finding out what an encoder gives."""
+    return {"image": Image.new("RGB", (64, 64)), "text": "a", "audio": np.zeros(ARRAY_RATE, np.float32)}[modality]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message that may have many."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _mono(samples: np.ndarray, name: str) -> np.ndarray:
+    """(T,), (C, T) or (T, C) mixed down to (T,), integers scaled to [-1, 1)."""
+    if samples.dtype.kind == "i":
+        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    elif samples.dtype.kind != "f":
+        raise FuseMixLiteError(f"{name} is no sound: floats or signed integers are needed")
+    if samples.ndim == 1:
+        return samples
+    few = [axis for axis, size in enumerate(samples.shape) if 1 <= size <= MAX_CHANNELS]
+    if samples.ndim != 2 or len(few) != 1:
+        raise FuseMixLiteError(
+            f"{name} is no sound: (T,), (C, T) or (T, C) with up to {MAX_CHANNELS} channels and more samples is needed"
+        )
+    return samples.mean(few[0])
+
+
+def _read_sound(item: str | Path | bytes) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(_source(item)) as file:
+            expected, rate = file.frames, file.samplerate
+            samples = file.read(dtype="float32", always_2d=True)
+    except Exception as error:  # soundfile raises many kinds for broken files
+        raise FuseMixLiteError(f"{_name(item)} is no readable sound: {first_line(error)}") from error
+    with io.BytesIO(item) if isinstance(item, bytes) else Path(item).open("rb") as opened:
+        if len(samples) < expected or _is_cut_short(opened):
+            raise FuseMixLiteError(f"{_name(item)} is truncated: its end is missing")
+    return samples.mean(1), rate
+
+
+def _is_cut_short(file: BinaryIO) -> bool:
+    """Whether a WAV, AIFF or Ogg file lacks its end: libsndfile reads what is there and says nothing."""
+    head, size = file.read(8), file.seek(0, 2)
+    if head[:4] in (b"RIFF", b"FORM"):
+        announced = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
+        return announced not in (0, 0xFFFFFFFF) and announced + 8 > size + 1  # 0, -1: a stream; 1: a pad byte
+    if head[:4] == b"OggS":
+        file.seek(-min(size, 65_307), 2)  # the longest page
+        tail = file.read()
+        page = tail[max(tail.rfind(b"OggS"), 0) :]
+        whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return not whole or not page[5] & 4  # the last page carries the end-of-stream flag
+    return False
+
+
+def _source(item: str | Path | bytes) -> Any:
+    """What Pillow and soundfile can open."""
+    return io.BytesIO(item) if isinstance(item, bytes) else item
+
+
+def _name(item: Any) -> str:
+    """How an error names an item."""
+    if isinstance(item, np.ndarray):
+        return f"array {item.dtype}{item.shape}"
+    if isinstance(item, bytes):
+        return f"a file of {len(item)} bytes"
+    if isinstance(item, tuple) and len(item) == 2:
+        return f"{_name(np.asarray(item[0]))} at {item[1]!r:.20} Hz"
+    says = isinstance(item, str | Path) or (callable(item) and type(item).__str__ is not object.__str__)
+    return str(item) if says else type(item).__name__
