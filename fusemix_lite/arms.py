@@ -316,7 +316,8 @@ EXPERIMENTS = {
     "ablations": Experiment(arms_ablations, shorter),
     "plug": Experiment(arms_plug, longer),
     "swap": Experiment(arms_swap, longer, "swapping"),
-    "generation": Experiment(arms_generation, lambda p: longer(p.small), "generation"),
+    # Its runs are short, and arms share adapters: all the seeds.
+    "generation": Experiment(arms_generation, lambda p: replace(longer(p.small), seeds=p.seeds), "generation"),
     # A run from scratch takes minutes: three seeds.
     "scratch": Experiment(arms_scratch, lambda p: replace(longer(p.small), seeds=min(p.seeds, 3)), "end_to_end"),
 }
