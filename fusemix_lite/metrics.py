@@ -1,6 +1,6 @@
 """Retrieval recall with many captions to one image, its bootstrap, and the modality gap."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,9 @@ from .pairs import LatentPairs
 from .stats import Interval
 
 TILE_SCORES = 2**22  # similarities held at once: 16 MB, however large the gallery
+HELD_BYTES = 2**29  # similarities up to here are held for both directions: one product in place of two
+COUNTED_SCORES = 2**20  # compared at once, in a buffer that stays in the cache
+FP32_COUNTS = 2**24  # so far fp32 holds every whole number
 EMBED_ROWS = 4096
 
 
@@ -39,7 +42,31 @@ def ranks(u: Tensor, v: Tensor, owner: Tensor) -> dict[str, Tensor]:
         if not z.isfinite().all():  # a NaN would lose every comparison and so pass for rank 1
             raise FuseMixLiteError(f"recall: embeddings {name} hold NaN or infinity")
     u, v = u.detach(), v.detach()
+    if len(u) * len(v) * u.element_size() <= HELD_BYTES:
+        return _score_ranks(u @ v.T, owner)
     return {"x_to_y": _item_ranks(u, v, owner), "y_to_x": _row_ranks(u, v, owner)}
+
+
+def ranks_from_scores(scores: Tensor, owner: Tensor) -> dict[str, Tensor]:
+    """`ranks` from similarities that are there already, of any kind: the larger, the more alike.
+
+    Nothing is sorted: a rank is a number of comparisons with one score, that of the match.
+
+    Args:
+        scores: (N, M), items x against rows y.
+        owner: (M,) int64, the row of x that each y belongs to.
+
+    Raises:
+        FuseMixLiteError: shapes that do not fit, an owner out of range, or scores that are not finite.
+    """
+    if scores.ndim != 2 or owner.shape != scores.shape[1:] or 0 in scores.shape or not scores.is_floating_point():
+        given = f"scores {tuple(scores.shape)} {scores.dtype}, owner {tuple(owner.shape)}"
+        raise FuseMixLiteError(f"recall: {given} should be (N, M), floating point, and (M,)")
+    if owner.min() < 0 or owner.max() >= len(scores):
+        raise FuseMixLiteError(f"recall: owner spans {owner.min()}..{owner.max()}, the rows of scores are 0..{len(scores) - 1}")
+    if not all(torch.stack(scores[tile].aminmax()).isfinite().all() for tile in _counted_tiles(*scores.shape)):
+        raise FuseMixLiteError("recall: scores hold NaN or infinity")  # a NaN would lose every comparison
+    return _score_ranks(scores.detach(), owner)
 
 
 def recall_at_k(u: Tensor, v: Tensor, owner: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, dict[int, float]]:
@@ -50,12 +77,14 @@ def recall_at_k(u: Tensor, v: Tensor, owner: Tensor, ks: Sequence[int] = (1, 5, 
     Returns:
         ``{"x_to_y": {k: percent}, "y_to_x": {k: percent}}``
     """
-    if not ks or min(ks) < 1:
-        raise FuseMixLiteError(f"ks = {ks}: give positive ranks, such as (1, 5, 10)")
-    return {
-        direction: {k: 100 * (rank <= k).sum().item() / len(rank) for k in ks}
-        for direction, rank in ranks(u, v, owner).items()
-    }
+    _check_ks(ks)
+    return _recalls(ranks(u, v, owner), ks)
+
+
+def recall_from_scores(scores: Tensor, owner: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, dict[int, float]]:
+    """`recall_at_k` from an (N, M) matrix of similarities; arguments and errors as in `ranks_from_scores`."""
+    _check_ks(ks)
+    return _recalls(ranks_from_scores(scores, owner), ks)
 
 
 def guessing(owner: Tensor, n_items: int, k: int) -> dict[str, float]:
@@ -131,15 +160,41 @@ def modality_gap(u: Tensor, v: Tensor) -> float:
     return (u.mean(0) - v.mean(0)).norm().item()
 
 
+def _check_ks(ks: Sequence[int]) -> None:
+    if not ks or min(ks) < 1:
+        raise FuseMixLiteError(f"ks = {ks}: give positive ranks, such as (1, 5, 10)")
+
+
+def _recalls(found: dict[str, Tensor], ks: Sequence[int]) -> dict[str, dict[int, float]]:
+    return {way: {k: 100 * (rank <= k).sum().item() / len(rank) for k in ks} for way, rank in found.items()}
+
+
+def _score_ranks(scores: Tensor, owner: Tensor) -> dict[str, Tensor]:
+    """Both directions from one matrix (N, M), each tile of which is read once."""
+    N, M = scores.shape
+    match = scores[owner, torch.arange(M, device=owner.device)]  # (M,)
+    best, own = _best(match, owner, N)
+    at_least_best, at_least_match = owner.new_zeros(N), owner.new_zeros(M)
+    for tile in _counted_tiles(N, M):
+        at_least_best[tile] = _count(scores[tile], best[tile, None], 1)
+        at_least_match += _count(scores[tile], match, 0)
+    queries = owner.unique()  # x rows that own a y, ascending
+    return {"x_to_y": (1 + at_least_best - own)[queries], "y_to_x": at_least_match}  # the match itself supplies that 1
+
+
 def _item_ranks(u: Tensor, v: Tensor, owner: Tensor) -> Tensor:
     """x to y: the best of an item's own rows against all the rows of others."""
-    queries = owner.unique()  # x rows that own a y, ascending
+    queries = owner.unique()
+    by_item = owner.argsort()  # rows of y, item after item
+    sorted_owner = owner[by_item]
     result = []
     for tile in tiles(queries, gallery=len(v)):
         scores = u[tile] @ v.T  # (T, M)
-        own = owner == tile[:, None]  # (T, M)
-        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        result.append(1 + ((scores >= best) & ~own).sum(1))
+        first, last = (torch.searchsorted(sorted_owner, tile[end], right=end == -1) for end in (0, -1))
+        rows = by_item[first:last]  # all that the tile's items own
+        item = torch.searchsorted(tile, owner[rows])  # whose: the row of `scores`
+        best, own = _best(scores[item, rows], item, len(tile))
+        result.append(1 + _count(scores, best[:, None], 1) - own)
     return torch.cat(result)
 
 
@@ -149,8 +204,28 @@ def _row_ranks(u: Tensor, v: Tensor, owner: Tensor) -> Tensor:
     for tile in tiles(torch.arange(len(v), device=v.device), gallery=len(u)):
         scores = v[tile] @ u.T  # (T, N)
         match = scores.gather(1, owner[tile, None])
-        result.append((scores >= match).sum(1))  # the match itself supplies the 1
+        result.append(_count(scores, match, 1))  # the match itself supplies the 1
     return torch.cat(result)
+
+
+def _best(match: Tensor, item: Tensor, items: int) -> tuple[Tensor, Tensor]:
+    """The best score of each item among its own rows, and how many of these reach it. Without rows: -inf and 0."""
+    best = match.new_full((items,), -torch.inf).scatter_reduce(0, item, match, "amax")
+    return best, torch.bincount(item[match >= best[item]], minlength=items)
+
+
+def _count(scores: Tensor, least: Tensor, dim: int) -> Tensor:
+    """How many of `scores` (T, G) reach `least`, along a dimension: int64."""
+    if scores.shape[dim] > FP32_COUNTS:
+        return (scores >= least).sum(dim)
+    reach = torch.ge(scores, least, out=torch.empty(scores.shape, device=scores.device))  # 0.0 and 1.0
+    ones = reach.new_ones(reach.shape[dim])
+    return (reach @ ones if dim == 1 else ones @ reach).long()  # exact, and much faster than a sum of bools
+
+
+def _counted_tiles(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, COUNTED_SCORES // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def tiles(queries: Tensor, gallery: int) -> Sequence[Tensor]:

@@ -172,3 +172,23 @@ def test_broken_recalls_are_caught(monkeypatch, broken):
     monkeypatch.setattr(metrics, "ranks", broken)
     with pytest.raises(AssertionError):
         check_recall(recall_at_k)
+
+
+COUNTS = {
+    "ties for the model": ("_count", lambda scores, least, dim: (scores > least).sum(dim)),
+    "counted the other way": ("_count", lambda scores, least, dim: (scores <= least).sum(dim)),
+    "own rows compete": ("_best", lambda match, item, items: (true_best(match, item, items)[0], 1)),
+    "some row, not the best": (
+        "_best",
+        lambda match, item, items: (match.new_zeros(items).scatter(0, item, match), true_best(match, item, items)[1]),
+    ),
+    "a tile is forgotten": ("_counted_tiles", lambda rows, columns: [slice(0, rows - 1)]),
+}
+true_best = metrics._best
+
+
+@pytest.mark.parametrize(("part", "broken"), COUNTS.values(), ids=COUNTS)
+def test_broken_counts_are_caught(monkeypatch, part, broken):
+    monkeypatch.setattr(metrics, part, broken)
+    with pytest.raises(AssertionError):
+        check_recall(recall_at_k)

@@ -2,9 +2,18 @@
 
 import pytest
 import torch
+from test_losses import Largest
 
 from fusemix_lite import FuseMixLiteError, FusionModel, LatentPairs, metrics, modality_gap, recall_at_k, retrieval
-from fusemix_lite.metrics import cluster_bootstrap, embed_rows, guessing, linearity, ranks
+from fusemix_lite.metrics import (
+    cluster_bootstrap,
+    embed_rows,
+    guessing,
+    linearity,
+    ranks,
+    ranks_from_scores,
+    recall_from_scores,
+)
 
 
 def naive_ranks(u, v, owner):
@@ -43,9 +52,40 @@ def test_recall_by_counting():
 
 
 @pytest.mark.parametrize("scores", [1, 31, 100])
-def test_tiles_change_nothing(monkeypatch, scores):
+@pytest.mark.parametrize("held", [0, metrics.HELD_BYTES], ids=["two products", "one product"])
+def test_tiles_change_nothing(monkeypatch, scores, held):
     monkeypatch.setattr(metrics, "TILE_SCORES", scores)  # uneven last tiles, and one query at a time
+    monkeypatch.setattr(metrics, "COUNTED_SCORES", scores)
+    monkeypatch.setattr(metrics, "HELD_BYTES", held)
     check_recall(recall_at_k)
+
+
+def test_recall_from_similarities_that_are_given():
+    check_recall(lambda u, v, owner, ks: recall_from_scores(u @ v.T, owner, ks))
+    generator = torch.Generator().manual_seed(0)
+    scores, owner = torch.randn(7, 20, generator=generator), torch.randint(7, (20,), generator=generator)
+    shifted = ranks_from_scores((3 * scores - 50).T.contiguous().T, owner)  # of any kind, in any layout
+    assert all(shifted[way].equal(rank) for way, rank in ranks_from_scores(scores, owner).items())
+
+
+def test_counts_that_fp32_does_not_hold_are_whole_numbers(monkeypatch):
+    monkeypatch.setattr(metrics, "FP32_COUNTS", 3)
+    check_recall(recall_at_k)
+    many = torch.ones(1, 2**24 + 3)
+    monkeypatch.undo()
+    assert metrics._count(many, torch.tensor(1.0), 1).item() == 2**24 + 3
+
+
+@pytest.mark.parametrize("held", [0, 600 * 900 * 4])
+def test_the_similarities_are_held_only_where_they_fit(monkeypatch, held):
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(600, 4, generator=generator), torch.randn(900, 4, generator=generator)
+    monkeypatch.setattr(metrics, "TILE_SCORES", 9000)
+    monkeypatch.setattr(metrics, "COUNTED_SCORES", 9000)
+    monkeypatch.setattr(metrics, "HELD_BYTES", held)
+    with Largest() as seen:
+        recall_at_k(u, v, torch.arange(900) % 600)
+    assert seen.numbers == (600 * 900 if held else 9000)
 
 
 def test_limits():
@@ -113,9 +153,23 @@ def test_bad_input():
     ):
         with pytest.raises(FuseMixLiteError, match=message):
             recall_at_k(*arguments)
+    scores = torch.eye(3)
+    for arguments, message in (
+        ((u[0], owner), "should be"),
+        ((scores, owner[:2]), "should be"),
+        ((scores[:0], owner), "should be"),
+        ((scores.long(), owner), "floating point"),
+        ((scores, owner + 1), "spans 1..3"),
+        ((nan, owner), "scores hold NaN"),
+        ((-scores / 0, owner), "scores hold NaN"),
+    ):
+        with pytest.raises(FuseMixLiteError, match=message):
+            recall_from_scores(*arguments)
     for ks in ((), (0, 1)):
         with pytest.raises(FuseMixLiteError, match="ks"):
             recall_at_k(u, v, owner, ks)
+        with pytest.raises(FuseMixLiteError, match="ks"):
+            recall_from_scores(scores, owner, ks)
 
 
 def test_bootstrap_resamples_clusters():
