@@ -122,11 +122,17 @@ def data(args, say: Speaker) -> None:
     if args.list or args.name is None:
         if not args.list:
             say.note("no data set named; this is what there is")
-        return say.result({"data": DATA}, "\n".join(f"{name:<17} {what}" for name, what in DATA.items()))
+        return _list_data(say)
     if args.name not in DATA:
-        raise FuseMixLiteError(f"no data set {args.name!r}; there are {', '.join(DATA)}, and `extract` takes files of your own")
+        from .public_sets import DATASETS
+
+        if args.name not in DATASETS:
+            there = ", ".join([*DATA, *DATASETS])
+            raise FuseMixLiteError(f"no data set {args.name!r}; there are {there}, and `extract` takes files of your own")
     if args.out is None:
         raise FuseMixLiteError(f"say where the files go: {PROG} data {args.name} OUT")
+    if args.name not in DATA:
+        return _fetch_data(args, say)
     from .sample_data import TABLE, write_scenes
 
     knobs = (args.pair, args.items, args.split, args.captions, args.noise, args.seed)
@@ -137,6 +143,40 @@ def data(args, say: Speaker) -> None:
     text = f"{table}: {found['items']:,} {what} ({parts}), {found['rows']:,} captions\n{found['written']:,} files written now"
     say.result({**found, "out": str(args.out), "table": str(table)}, text)
     say.next(f"extract {args.out} --out latents")
+
+
+def _list_data(say: Speaker) -> None:
+    from .public_sets import DATASETS
+
+    content, lines = dict(DATA), [f"{name:<17} {what}" for name, what in DATA.items()]
+    lines += ["", "public data sets: what is fetched, size; licence"]
+    for name, record in DATASETS.items():
+        automatic = "all" if not record.by_hand else "captions, media by hand" if record.remotes else "nothing, by hand"
+        content[name] = f"{record.title}: {automatic}; {record.size}; {record.licence}"
+        lines.append(f"{name:<17} {automatic}; {record.size}\n{'':<17} {record.licence}; {record.page}")
+    say.result({"data": content}, "\n".join(lines))
+
+
+def _fetch_data(args, say: Speaker) -> None:
+    """Public data: say what, from where, how big and under which licence before anything is fetched."""
+    from .fetching import fetch_set
+
+    def confirm(line: str, large: bool) -> bool:
+        if args.yes or not large:
+            say.note(line)
+            return True
+        if not sys.stdin.isatty() or say.as_json:
+            return False
+        print(f"{line}\nFetch it into {args.out}? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    found = fetch_set(args.name, args.out, args.split, confirm, say.progress)
+    lines = [
+        f"{args.out}: fetched {', '.join(found['fetched']) or 'nothing'}; there before {', '.join(found['kept']) or 'nothing'}"
+    ]
+    if found["by_hand"]:
+        lines.append(f"by hand: {found['by_hand']}")
+    say.result(found, "\n".join(lines))
 
 
 def extract(args, say: Speaker) -> None:
@@ -358,18 +398,23 @@ def _parser() -> argparse.ArgumentParser:
     device = {"default": "auto", "metavar": "DEVICE", "help": DEVICE_HELP}
 
     sub = command(
-        data, "write sample data as a folder of files", """
+        data, "write sample data as a folder of files, or fetch a public data set", """
         fusemix-lite data --list
         fusemix-lite data sounding-scenes pairs --items 2000
         fusemix-lite data sounding-scenes sounds --pair audio-text --split test
+        fusemix-lite data clotho clotho --split test
+        fusemix-lite data coco coco --yes
         """, goes_on,
     )  # fmt: skip
     sub.add_argument("name", nargs="?", metavar="NAME", help="which data (see --list)")
-    sub.add_argument("out", nargs="?", metavar="OUT", help="a new folder for media files and captions.csv")
-    sub.add_argument("--list", action="store_true", help="tell what there is")
+    sub.add_argument(
+        "out", nargs="?", metavar="OUT", help="a new folder for the files; of a public data set, also the same one"
+    )
+    sub.add_argument("--list", action="store_true", help="tell what there is, how big, under which licence")
+    sub.add_argument("--yes", action="store_true", help="fetch more than 1 GB without asking")
     sub.add_argument("--pair", choices=["image-text", "audio-text"], default="image-text", help="which modalities")
     sub.add_argument("--items", type=_at_least(1), default=1000, metavar="N", help="pictures or sounds")
-    only = "this part only (default: 80, 10 and 10 %% of the items, and a column that says which)"
+    only = "this part only (default: all; of scenes 80, 10 and 10 %% of the items, and a column that says which)"
     sub.add_argument("--split", choices=["train", "val", "test"], help=only)
     sub.add_argument("--captions", type=_at_least(1), default=5, metavar="N", help="captions an item")
     degraded = "share of captions degraded as on the web, 0 to 1"

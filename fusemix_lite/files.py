@@ -167,9 +167,9 @@ def _read_folder(folder: Path, media: str | None) -> FilePairs:
     for index, path in enumerate(paths):
         file = folder / path.with_suffix(".txt")
         if file.is_file():
-            lines = re.split(r"[\r\n]+", _decode(file))  # str.splitlines also breaks where Unicode would
+            lines = re.split(r"[\r\n]+", read_text(file))  # str.splitlines also breaks where Unicode would
             captions += [(index, line.strip()) for line in lines if line.strip()]
-    items = [_encodable(str(folder), path.as_posix()) for path in paths]
+    items = [encodable(str(folder), path.as_posix()) for path in paths]
     tables = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in TABLES)
     if tables and not captions:
         warnings.warn(
@@ -180,8 +180,8 @@ def _read_folder(folder: Path, media: str | None) -> FilePairs:
 
 
 def _read_table(source: Path, table: Path, media: str | None) -> FilePairs:
-    text = _decode(table)
-    rows = _json_rows(table, text) if table.suffix.lower() == ".jsonl" else _csv_rows(table, text)
+    text = read_text(table)
+    rows = json_rows(table, text) if table.suffix.lower() == ".jsonl" else csv_rows(table, text)
     index_of: dict[str, int] = {}
     captions, splits = [], []
     column = None
@@ -224,7 +224,7 @@ def _checked(where: str, row: Mapping[str, Any], column: str, media: str | None)
     """The cells of one row. Errors begin with `where`."""
     if "text" not in row:
         raise FuseMixLiteError(f'{where}: no column "text"; there are {", ".join(map(str, row))}')
-    item = _item(where, row[column])
+    item = relative_path(where, row[column])
     kind = _kind(item)
     if kind is None and column == "file_name" and media is None:
         raise FuseMixLiteError(f'{where}: the suffix of "{item}" tells neither a picture nor a sound: name the column so')
@@ -237,10 +237,10 @@ def _checked(where: str, row: Mapping[str, Any], column: str, media: str | None)
     split = row.get("split")
     if split is not None and (not isinstance(split, str) or not split.strip()):
         raise FuseMixLiteError(f'{where}: split must name a part, such as "train"')
-    return _Row(item, [_encodable(where, text.strip()) for text in texts], split and split.strip())
+    return _Row(item, [encodable(where, text.strip()) for text in texts], split and split.strip())
 
 
-def _item(where: str, path: Any) -> str:
+def relative_path(where: str, path: Any) -> str:
     """The id of a media file: its normal relative path, forward slashes."""
     if not isinstance(path, str) or not path.strip():
         raise FuseMixLiteError(f"{where}: no path of a media file")
@@ -250,10 +250,10 @@ def _item(where: str, path: Any) -> str:
     parts = PurePosixPath(plain).parts
     if not parts or plain.startswith("/") or re.match(r"[A-Za-z]:/", plain) or ".." in parts:
         raise FuseMixLiteError(f'{where}: "{path}" leaves the folder of the table: put the table above its files')
-    return _encodable(where, "/".join(parts))
+    return encodable(where, "/".join(parts))
 
 
-def _encodable(where: str, text: str) -> str:
+def encodable(where: str, text: str) -> str:
     """The text itself; half a surrogate pair, from a broken escape or file name, would stop a tokenizer much later."""
     try:
         text.encode("utf-8")
@@ -262,7 +262,7 @@ def _encodable(where: str, text: str) -> str:
     return text
 
 
-def _csv_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number (of a row's end) and cells by column."""
     first = next((line for line in text.split("\n") if line.strip()), "")
     semicolons = ";" in first and "," not in first  # as spreadsheets write where the comma is the decimal sign
@@ -288,7 +288,7 @@ def _csv_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise FuseMixLiteError(f"{table}, line {reader.line_num}: {error}: check the quotes") from error
 
 
-def _json_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -301,7 +301,7 @@ def _json_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _decode(file: Path) -> str:
+def read_text(file: Path) -> str:
     """The text of a UTF-8 file; a byte order mark is dropped."""
     content = file.read_bytes()
     try:
