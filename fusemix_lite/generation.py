@@ -154,8 +154,10 @@ class LatentToImage(nn.Module):
         return x
 
 
-def enlarged(pictures: Tensor, times: int = 4) -> list:
-    """Pictures (N, 3, H, W) uint8 as N arrays (H', W', 3) with every pixel `times` as large, for `report.gallery`."""
+def enlarged(pictures: Tensor, side: int = 128) -> list:
+    """Pictures (N, 3, H, W) uint8 as N arrays (H', W', 3) for `report.gallery`: of small ones every pixel becomes a square, so
+    that they are about `side` high and stay sharp."""
+    times = max(1, side // pictures.shape[2])
     large = pictures.repeat_interleave(times, 2).repeat_interleave(times, 3)
     return list(large.permute(0, 2, 3, 1).numpy())
 
@@ -449,7 +451,7 @@ def _pictures(p: Profile, arm: dict, adapter: AudioAdapter | None, seed: int) ->
     world = SoundingScenes("audio-text", "test", p.test_items)
     scenes = [world.scene(i) for i in chosen]
     z, lies, written = _told(p, arm, adapter, scenes, chosen)
-    image_captions = Cloud(generator.mean, generator.std)
+    image_captions = where_captions_lie(p.text_encoders[0], p.train_items)
     target = written if arm.get("towards") == "audio-captions" else image_captions
     if arm.get("correct", "none") != "none":
         z = move(z, lies, target, spread=arm["correct"] == "spread")

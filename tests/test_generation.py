@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusemix_lite import FuseMixLiteError, LatentPairs, SoundingScenes, profile
+from fusemix_lite import FuseMixLiteError, LatentPairs, SoundingScenes, load_encoder, profile
 from fusemix_lite import generation as gen
 from fusemix_lite import pretrain_generator as training
 from fusemix_lite.scene_viewing import GUESSING, NOTHING, SceneReader, agreement, load_reader, truth
@@ -320,10 +320,20 @@ def test_what_is_seen_is_told_in_words():
     assert empty.describe(0) == "no thing, background: beach"
 
 
-def test_enlarged_pictures_have_larger_pixels():
-    pictures = torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2)
-    (large,) = gen.enlarged(pictures, 3)
-    assert large.shape == (6, 6, 3) and (large[:3, 3:] == [1, 5, 9]).all() and (large[3:, :3] == [2, 6, 10]).all()
+def test_small_pictures_are_enlarged_pixel_by_pixel_large_ones_stay():
+    pictures = torch.randint(256, (1, 3, 2, 2), dtype=torch.uint8, generator=seeded())
+    (large,) = gen.enlarged(pictures, 6)
+    assert large.shape == (6, 6, 3)
+    assert all((large[y, x] == pictures[0, :, y // 3, x // 3].numpy()).all() for y in range(6) for x in range(6))
+    assert gen.enlarged(torch.zeros(2, 3, 256, 256, dtype=torch.uint8))[1].shape == (256, 256, 3)
+
+
+def test_where_captions_lie_is_where_their_unit_latents_lie():
+    world, encoder = SoundingScenes("image-text", "train", 20), load_encoder("lite-text-a", "cpu")
+    z = F.normalize(encoder.encode(list(world.fields("text")[1])), dim=1)
+    found = gen.where_captions_lie("lite-text-a", 20)
+    torch.testing.assert_close(found.mean, z.mean(0), atol=1e-3, rtol=0)  # stored in half precision
+    torch.testing.assert_close(found.std, z.std(0, correction=0), atol=1e-3, rtol=0)
 
 
 def test_of_two_of_a_kind_the_surer_one_counts():
