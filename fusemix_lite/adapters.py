@@ -81,8 +81,8 @@ class Standardizer(nn.Module):
         self.register_buffer("std", torch.ones(dim))
 
     def fit(self, z: Tensor) -> None:
-        """Take the statistics of z (N, d). A dimension that never varies is only centred."""
-        std, mean = torch.std_mean(z, dim=0, correction=0)
+        """Take the statistics of z (N, d), a tensor or `StoredRows`. A dimension that never varies is only centred."""
+        std, mean = torch.std_mean(z, dim=0, correction=0) if isinstance(z, Tensor) else z.std_mean()
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 

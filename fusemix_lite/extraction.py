@@ -1,10 +1,20 @@
-"""One pass of a frozen encoder over a dataset: latents on disk, after which neither items nor encoder are needed."""
+"""One pass of frozen encoders over a dataset: latents on disk, after which neither items nor encoders are needed.
+
+Several processes, on one machine or on many that see one folder, divide a pass by shards (`Share`): each writes every n-th
+shard, the first one the manifest. Nothing but files passes between them, so any launcher will do that sets RANK and WORLD_SIZE:
+
+    torchrun --nproc-per-node 8 -m fusemix_lite extract …
+    accelerate launch --multi_gpu --num_processes 8 -m fusemix_lite extract …
+"""
 
 import hashlib
 import os
 import re
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,65 +22,64 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from .encoders import Encoder, load_encoder, resolve_encoder
+from .encoders import PRECISIONS, BaseEncoder, EncoderSource, load_encoder, resolve_encoder
 from .errors import FuseMixLiteError
-from .store import ROWS_PER_SHARD, LatentOrigin, LatentStore, LatentWriter
+from .feeding import Batch, Task, default_workers, feed, path_of
+from .store import ROWS_PER_SHARD, LatentOrigin, LatentStore, LatentWriter, open_same
+
+AnyEncoder = BaseEncoder | str | Path
+
+PATIENCE = 1800.0  # seconds without a new shard after which the other processes of a pass count as dead
+_POLL = 0.2
 
 
 def extract(
     dataset: Any,
-    encoder: Encoder | str | Path,
+    encoders: AnyEncoder | Sequence[AnyEncoder] | Mapping[str, AnyEncoder],
     out: str | Path,
     batch_size: int = 64,
     device: str | torch.device = "auto",
     progress: bool = True,
-) -> LatentStore:
-    """Encode the field of a dataset that fits the encoder's modality, and store the latents as float16.
+    *,
+    precision: str = "fp32",
+    workers: int | None = None,
+    append: bool = False,
+) -> LatentStore | dict[str, LatentStore]:
+    """Encode the items of a dataset that fit an encoder's modality, and store the latents as float16.
 
     `dataset` has an `id` and `fields(modality) -> (item ids, values)`, both of one length; values are read one at a
-    time. `encoder` is a loaded one (which `device` "auto" leaves where it is) or a name, which is loaded only if there
+    time. An encoder is a loaded one (which `device` "auto" leaves where it is) or a name, which is loaded only if there
     is something to encode.
 
-    Shards that are whole are kept, so a pass that died goes on where it stood and ends with the same bytes. A complete
-    store of the same dataset and encoder is returned as it is. Two processes with one `out` wait for each other. Items
-    that cannot be read or encoded are left out and listed in the store's quarantine; a warning says how many.
+    One encoder fills the folder `out` and gives its store. Several, of any modalities, give a dict of stores: a list by the
+    encoders' ids, each in the folder of its id below `out` ("BAAI_bge-small-en-v1.5"); a mapping by the names that it gives
+    them, in the folders of these names. The items of a modality are then opened once for all of its encoders, which have to
+    fit the device together.
 
-    Raises FuseMixLiteError if `out` holds something else, or nothing could be encoded.
+    Shards that are whole are kept, so a pass that died goes on where it stood and ends with the same bytes. A complete
+    store of the same dataset and encoder is returned as it is. Two processes with one `out` wait for each other; those that
+    were launched together (RANK, WORLD_SIZE) divide the shards. Items that cannot be read or encoded are left out and listed
+    in the store's quarantine; a warning says how many.
+
+    Args:
+        precision: "fp32"; "bf16" or "fp16" for mixed precision, which is faster on a GPU. Part of the store's origin.
+        workers: processes that open items while the device computes; they change no byte. None: 0 on a CPU, else one a core,
+            8 at most. A script needs ``if __name__ == "__main__":`` for any.
+        append: `out` may hold the store of a smaller version of the dataset, with the same items (unchanged, which only their
+            ids can show) at its beginning: only new shards are encoded, and the bytes are those of a store made at once.
+
+    Raises FuseMixLiteError if `out` holds something else, nothing could be encoded, or a worker or another process died.
     """
-    out, source = Path(out), resolve_encoder(encoder) if isinstance(encoder, str | Path) else encoder
-    item_ids, values = dataset.fields(source.modality)
-    total = len(item_ids)
-    if total == 0 or total != len(values):
-        raise FuseMixLiteError(f"dataset {dataset.id} has {total} ids and {len(values)} values of {source.modality}")
-    origin = LatentOrigin(dataset.id, total, source.modality, source.id, source.revision, source.preprocessing_hash)
-    if (out / "manifest.json").exists():  # looked up before the lock: a finished cache may be read-only
-        return _open_same(out, origin)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.with_name(out.name + ".lock")):
-        if (out / "manifest.json").exists():
-            return _open_same(out, origin)
-        writer = LatentWriter(out, origin)
-        if source is not encoder:
-            encoder = load_encoder(encoder, device)
-        elif device != "auto":
-            encoder.model.to(device)
-        ranges = [range(start, min(start + ROWS_PER_SHARD, total)) for start in range(0, total, ROWS_PER_SHARD)]
-        todo = [number for number in range(len(ranges)) if not writer.has(number)]
-        done = total - sum(len(ranges[number]) for number in todo)
-        label = f"{source.id} on {dataset.id}"
-        with tqdm(total=total, initial=done, desc=label, unit=" items", disable=not progress) as bar:
-            for number in todo:
-                kept, latents, quarantine = _encode_range(encoder, item_ids, values, ranges[number], batch_size, bar)
-                writer.write(number, latents.numpy(), [item_ids[index] for index in kept], quarantine)
-        store = writer.finish(len(ranges))
-    if store.quarantine:
-        first = store.quarantine[0]
-        warnings.warn(
-            f"{len(store.quarantine)} of {total} items left out (first: {first['item_id']}, {first['reason']}); "
-            f"see {out / 'quarantine.json'}",
-            stacklevel=2,
-        )
-    return store
+    out, how = Path(out), _How(batch_size, device, progress, precision, workers, append)
+    if not isinstance(encoders, Mapping | list | tuple):
+        return _extract(dataset, [(encoders, out)], how)[0]
+    named = encoders.items() if isinstance(encoders, Mapping) else [(_source(encoder).id, encoder) for encoder in encoders]
+    wanted = [(encoder, out / _readable(name)) for name, encoder in named]
+    if not wanted or len({folder for _, folder in wanted}) < len(wanted):
+        names = ", ".join(folder.name for _, folder in wanted) or "none"
+        raise FuseMixLiteError(f"extract: encoders for the folders {names}: give one or more, in a mapping if ids are alike")
+    stores = _extract(dataset, wanted, how)
+    return {name: store for (name, _), store in zip(named, stores, strict=True)}
 
 
 def cached_latents(
@@ -79,17 +88,25 @@ def cached_latents(
     batch_size: int = 64,
     device: str | torch.device = "auto",
     progress: bool = True,
+    *,
+    precision: str = "fp32",
+    workers: int | None = None,
 ) -> LatentStore:
     """The latents of a dataset by an encoder, extracted on first use into `cache_dir()` and shared from then on.
 
-    The encoder is loaded only if the latents are not there. A dataset or encoder that changes gets a new folder.
+    The encoder is loaded only if the latents are not there. A dataset, encoder or precision that changes gets a new folder.
+    A list of encoders gives a list of stores, extracted in one pass.
     """
-    source = resolve_encoder(encoder)
-    key = "\n".join((dataset.id, source.id, source.revision, source.preprocessing_hash))
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{dataset.id}--{source.id}")[:100]
-    out = cache_dir() / f"{readable}--{digest}"
-    return extract(dataset, encoder, out, batch_size, device, progress)
+    several = isinstance(encoder, list | tuple)
+    folders = []
+    for name in encoder if several else [encoder]:
+        source = resolve_encoder(name)
+        key = [dataset.id, source.id, source.revision, source.preprocessing_hash]
+        key += [] if precision == "fp32" else [precision]
+        digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:16]
+        folders.append((name, cache_dir() / f"{_readable(f'{dataset.id}--{source.id}')[:100]}--{digest}"))
+    stores = _extract(dataset, folders, _How(batch_size, device, progress, precision, workers))
+    return stores if several else stores[0]
 
 
 def cache_dir() -> Path:
@@ -104,41 +121,241 @@ def use_cache(folder: str | Path | None) -> None:
         os.environ["FUSEMIX_LITE_CACHE"] = str(Path(folder).resolve())
 
 
-def _encode_range(
-    encoder: Encoder, item_ids: Sequence[str], values: Sequence[Any], indices: range, batch_size: int, bar: tqdm
-) -> tuple[list[int], torch.Tensor, list[dict]]:
-    """Indices that could be encoded, their latents (n, D), and what is wrong with the others."""
-    kept, latents, quarantine = [], [torch.empty(0, encoder.dim)], []
+@dataclass(frozen=True)
+class Share:
+    """Which part of a pass is this process's: the shards `rank`, `rank` + `world`, …"""
 
-    def leave_out(index: int, value: Any, reason: str) -> None:
-        path = str(value) if encoder.modality != "text" and isinstance(value, str | Path) else None
-        quarantine.append({"index": index, "item_id": item_ids[index], "path": path, "reason": reason})
+    rank: int = 0
+    world: int = 1
 
-    for start in range(indices.start, indices.stop, batch_size):
-        batch, prepared = range(start, min(start + batch_size, indices.stop)), {}
-        for index in batch:
-            value = None
-            try:
-                value = values[index]
-                prepared[index] = encoder.prepare(value)
-            except (FuseMixLiteError, OSError) as error:
-                leave_out(index, value, str(error))
-        bar.update(len(batch))
-        if not prepared:
-            continue
-        z = encoder.encode_prepared(list(prepared.values()))  # (B, D)
-        finite = z.isfinite().all(1).tolist()
-        for index, good in zip(prepared, finite, strict=True):
+    @classmethod
+    def of_this_process(cls) -> "Share":
+        """What a launcher (torchrun, accelerate) has set; everything where there is none."""
+        try:
+            share = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        except ValueError:
+            share = cls(-1)
+        if not 0 <= share.rank < share.world:
+            found = f"RANK={os.environ.get('RANK')}, WORLD_SIZE={os.environ.get('WORLD_SIZE')}"
+            raise FuseMixLiteError(f"{found} name no share of a pass: unset them, or set 0 <= RANK < WORLD_SIZE")
+        return share
+
+    def of(self, shards: int) -> range:
+        """The numbers of its shards."""
+        return range(self.rank, shards, self.world)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The arguments of `extract` that are not about what goes where."""
+
+    batch_size: int
+    device: str | torch.device
+    progress: bool
+    precision: str
+    workers: int | None
+    append: bool = False
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS or self.batch_size < 1 or (self.workers or 0) < 0:
+            found = f"precision = {self.precision!r}, batch_size = {self.batch_size}, workers = {self.workers}"
+            raise FuseMixLiteError(f"extract: {found}: give one of {', '.join(PRECISIONS)}, at least 1, at least 0")
+
+
+@dataclass
+class _Pass:
+    """One encoder on its way through a dataset, into its store."""
+
+    given: AnyEncoder
+    source: EncoderSource
+    out: Path
+    origin: LatentOrigin | None = None
+    store: LatentStore | None = None
+    encoder: BaseEncoder | None = None
+    writer: LatentWriter | None = None
+    todo: set[int] = field(default_factory=set)  # numbers of shards
+    # of the shard in hand:
+    kept: list[int] = field(default_factory=list)
+    latents: list[torch.Tensor] = field(default_factory=list)
+    left_out: list[dict] = field(default_factory=list)
+
+    def open_finished(self, append: bool) -> bool:
+        """Open the store if it is complete. One of another origin is refused, or taken for unfinished if `append`."""
+        manifest = self.out / "manifest.json"
+        try:
+            if manifest.exists() and not (append and LatentStore.open(self.out).origin != self.origin):
+                self.store = open_same(self.out, self.origin)
+        except FuseMixLiteError:
+            if manifest.exists():
+                raise  # else the first process has just begun to append
+        return self.store is not None
+
+    def begin(self, data: "_Field", share: "Share", append: bool) -> None:
+        """Find out which shards are to be done; of a smaller version of the dataset, take over those that fit."""
+        self.writer = LatentWriter(self.out, self.origin, append=append)
+        whole = self.writer.check_older(data.shards, data.item_ids)
+        if append and share.rank == 0:
+            (self.out / "manifest.json").unlink(missing_ok=True)  # of the smaller version
+        for number in share.of(len(data.shards)):
+            if number in whole:
+                self.writer.adopt(number)
+            elif not self.writer.has(number):
+                self.todo.add(number)
+
+    def load(self, device: str | torch.device) -> None:
+        if self.source is not self.given:
+            self.encoder = load_encoder(self.given, _own_device(device))
+        else:
+            self.encoder = self.given
+            if device != "auto":
+                self.encoder.to(device)
+
+    def take(self, batch: Batch, values: Sequence[Any], precision: str) -> None:
+        """Encode a batch of the shard in hand."""
+        self.left_out += batch.left_out
+        if not batch.indices:
+            return
+        z = self.encoder.encode_inputs(batch.inputs, precision)  # (B, D)
+        finite = z.isfinite().all(1)
+        self.latents.append(z[finite])
+        for index, good in zip(batch.indices, finite.tolist(), strict=True):
             if good:
-                kept.append(index)
+                self.kept.append(index)
             else:
-                leave_out(index, values[index], "its latent is not finite")
-        latents.append(z[finite])
-    return kept, torch.cat(latents), sorted(quarantine, key=lambda entry: entry["index"])
+                path = path_of(values[index], self.source.modality)
+                self.left_out.append({"index": index, "path": path, "reason": "its latent is not finite"})
+
+    def flush(self, number: int, item_ids: Sequence[str]) -> None:
+        """Write the shard in hand."""
+        latents = torch.cat([torch.empty(0, self.encoder.dim), *self.latents])
+        quarantine = [
+            {"index": entry["index"], "item_id": item_ids[entry["index"]], "path": entry["path"], "reason": entry["reason"]}
+            for entry in sorted(self.left_out, key=lambda entry: entry["index"])
+        ]
+        self.writer.write(number, latents.numpy(), [item_ids[index] for index in self.kept], quarantine)
+        self.kept, self.latents, self.left_out = [], [], []
 
 
-def _open_same(out: Path, origin: LatentOrigin) -> LatentStore:
-    store = LatentStore.open(out)
-    if store.origin != origin:
-        raise FuseMixLiteError(f"{out} holds {store.origin}, not {origin}: choose another folder, or delete this one")
-    return store
+@dataclass(frozen=True)
+class _Field:
+    """One modality of a dataset, cut into shards."""
+
+    dataset_id: str
+    item_ids: Sequence[str]
+    values: Sequence[Any]
+    shards: list[range]  # indices of the items of each
+
+
+def _extract(dataset: Any, wanted: Sequence[tuple[AnyEncoder, Path]], how: _How) -> list[LatentStore]:
+    """One store for each encoder and folder, in one pass over each modality."""
+    passes = [_Pass(encoder, _source(encoder), out) for encoder, out in wanted]
+    for modality in dict.fromkeys(one.source.modality for one in passes):
+        item_ids, values = dataset.fields(modality)
+        total = len(item_ids)
+        if total == 0 or total != len(values):
+            raise FuseMixLiteError(f"dataset {dataset.id} has {total} ids and {len(values)} values of {modality}")
+        shards = [range(start, min(start + ROWS_PER_SHARD, total)) for start in range(0, total, ROWS_PER_SHARD)]
+        ours = [one for one in passes if one.source.modality == modality]
+        _pass_over(_Field(dataset.id, item_ids, values, shards), ours, how, Share.of_this_process())
+    return [one.store for one in passes]
+
+
+def _pass_over(data: _Field, passes: list[_Pass], how: _How, share: Share) -> None:
+    """Fill the stores of encoders of one modality; those that are complete already are opened."""
+    total, count = len(data.item_ids), len(data.shards)
+    for one in passes:
+        s = one.source
+        who = (s.modality, s.id, s.revision, s.preprocessing_hash, how.precision)
+        one.origin = LatentOrigin(data.dataset_id, total, *who)
+    passes = [one for one in passes if not one.open_finished(how.append)]  # before the lock: a cache may be read-only
+    mine = share.of(count)
+    others = [number for number in range(count) if number not in mine]
+    with ExitStack() as locks:
+        for one in sorted(passes, key=lambda one: one.out):  # in one order, or two processes may wait for each other for ever
+            one.out.parent.mkdir(parents=True, exist_ok=True)
+            rank = f".{share.rank}" if share.rank else ""
+            locks.enter_context(FileLock(one.out.with_name(f"{one.out.name}{rank}.lock")))
+        passes = [one for one in passes if not one.open_finished(how.append)]
+        for one in passes:
+            one.begin(data, share, how.append)
+        _encode(data, [one for one in passes if one.todo], how, mine)
+        for one in passes:
+            if share.rank == 0:
+                _wait_for(lambda one=one: sum(map(one.writer.look, others)), len(others), f"shards of {one.out}")
+                one.store = one.writer.finish(count)
+                _warn_of_left_out(one.store, total)
+            else:
+                _wait_for(lambda one=one: one.open_finished(append=True), 1, f"the manifest of {one.out}")
+
+
+def _encode(data: _Field, passes: list[_Pass], how: _How, mine: range) -> None:
+    """Encode and write the shards that passes have to do."""
+    if not passes:
+        return
+    for one in passes:
+        one.load(how.device)
+    numbers = sorted(set().union(*(one.todo for one in passes)))
+    shard_of = {data.shards[number].stop: number for number in numbers}  # by the end of its last batch
+
+    def tasks() -> Iterator[Task]:
+        for number in numbers:
+            indices, places = data.shards[number], tuple(i for i, one in enumerate(passes) if number in one.todo)
+            for start in range(indices.start, indices.stop, how.batch_size):
+                yield Task(range(start, min(start + how.batch_size, indices.stop)), places)
+
+    encoders = [one.encoder for one in passes]
+    workers = max(map(default_workers, encoders)) if how.workers is None else how.workers
+    total, left = (sum(len(data.shards[number]) for number in some) for some in (mine, numbers))
+    who = encoders[0].id if len(encoders) == 1 else f"{len(encoders)} {encoders[0].modality} encoders"
+    silent = not how.progress or mine.start > 0  # one bar, however many processes
+    with tqdm(total=total, initial=total - left, desc=f"{who} on {data.dataset_id}", unit=" items", disable=silent) as bar:
+        for task, batches in feed(data.values, encoders, tasks(), workers):
+            for place, batch in zip(task.encoders, batches, strict=True):
+                passes[place].take(batch, data.values, how.precision)
+                if task.indices.stop in shard_of:
+                    passes[place].flush(shard_of[task.indices.stop], data.item_ids)
+            bar.update(len(task.indices))
+
+
+def _wait_for(count: Callable[[], int], wanted: int, what: str) -> None:
+    """Until the other processes of this pass have written what they have to."""
+    found, since = -1, time.monotonic()
+    while (now := count()) < wanted:
+        if now > found:
+            found, since = now, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            raise FuseMixLiteError(
+                f"{what} do not come from the other processes ({now} of {wanted} are there, nothing new for {PATIENCE:.0f} s): "
+                "one of them has died, or does not see this folder; run the same again, what is there is kept"
+            )
+        time.sleep(_POLL)
+
+
+def _own_device(device: str | torch.device) -> str | torch.device:
+    """A launcher starts one process a GPU and says which; `accelerate launch --cpu` wants none."""
+    if device != "auto":
+        return device
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return "cpu"
+    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return "auto"
+
+
+def _warn_of_left_out(store: LatentStore, total: int) -> None:
+    if store.quarantine:
+        first = store.quarantine[0]
+        warnings.warn(
+            f"{len(store.quarantine)} of {total} items left out (first: {first['item_id']}, {first['reason']}); "
+            f"see {store.path / 'quarantine.json'}",
+            stacklevel=5,  # the caller of `extract`
+        )
+
+
+def _source(encoder: AnyEncoder) -> EncoderSource:
+    return resolve_encoder(encoder) if isinstance(encoder, str | Path) else encoder
+
+
+def _readable(name: str) -> str:
+    """A name as the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", str(name))

@@ -1,4 +1,4 @@
-"""Paired latents in memory, with the index that says which y belongs to which x."""
+"""Paired latents, in memory or on disk, with the index that says which y belongs to which x."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .errors import FuseMixLiteError
+from .rows import StoredRows
+from .store import ItemIds
 
 
 class LatentPairs:
@@ -18,14 +20,14 @@ class LatentPairs:
     item's captions never end up on both sides of a split.
 
     Args:
-        x: (N, dx) latents, one row an item: tensor, array or anything `numpy.asarray` takes.
+        x: (N, dx) latents, one row an item: tensor, array or anything `numpy.asarray` takes, or `StoredRows`.
         y: (M, dy) latents.
         owner: (M,) integers, the row of x that each y belongs to. None: row i of y belongs to row i of x.
         names: the two modalities, x first.
         item_ids: N names of the items, kept with them.
 
     Attributes:
-        x: (N, dx) float32 tensor on the CPU.
+        x: (N, dx) float32 tensor on the CPU, or `StoredRows`, which stay on disk.
         y: (M, dy), likewise.
         owner: (M,) int64.
         names: the two modalities.
@@ -41,27 +43,32 @@ class LatentPairs:
             raise FuseMixLiteError(f"names = {names}: give two different modalities")
         self.x, self.y = _latents(x, self.names[0]), _latents(y, self.names[1])
         self.owner = self._checked_owner(owner)
-        self.item_ids = None if item_ids is None else tuple(item_ids)
+        self.item_ids = item_ids if item_ids is None or isinstance(item_ids, ItemIds) else tuple(item_ids)
         if self.item_ids is not None and len(self.item_ids) != self.n_items:
             raise FuseMixLiteError(f"{len(self.item_ids)} item ids for {self.n_items} rows of x: give one a row")
 
     @classmethod
-    def from_stores(cls, x_store, y_store, names: Sequence[str] | None = None) -> "LatentPairs":
+    def from_stores(cls, x_store, y_store, names: Sequence[str] | None = None, in_memory: bool = True) -> "LatentPairs":
         """Join two `LatentStore` by item id; row orders are kept. `names` are the stores' modalities unless given.
 
         Items of x without a y stay (in retrieval they distract). Rows of y without an x are dropped with a warning.
         Instead of a store either side may be a list of stores of the same items, whose latents are then concatenated,
         as the paper does with two audio encoders.
 
+        With `in_memory` False the latents stay on disk, x and y are `StoredRows`, and `fit` reads the rows of a batch when it
+        comes to them: same numbers, and millions of pairs on any machine. Parts (`take`, `split`, …) stay on disk as well;
+        `unit`, `mismatched` and `per_item` read theirs into memory, as `loaded` does.
+
         Raises:
             FuseMixLiteError: an item id occurs twice in `x_store`, the stores share no id, or stores of one side hold
                 other items than each other.
         """
-        (x_store, x), (y_store, y) = _side_by_side(x_store), _side_by_side(y_store)
+        (x_store, x), (y_store, y) = _side_by_side(x_store, in_memory), _side_by_side(y_store, in_memory)
         row_of = {item: row for row, item in enumerate(x_store.item_ids)}
         if len(row_of) < len(x_store.item_ids):
             raise FuseMixLiteError(f"{x_store.path}: an item id occurs twice; x needs one row an item (swap x and y?)")
-        owner = torch.tensor([row_of.get(item, -1) for item in y_store.item_ids])
+        owner = torch.from_numpy(np.fromiter((row_of.get(item, -1) for item in y_store.item_ids), np.int64))
+        del row_of  # of millions of items it is large
         known = owner >= 0
         if not known.any():
             raise FuseMixLiteError(f"{x_store.path} and {y_store.path} share no item id: use stores of one dataset")
@@ -100,7 +107,11 @@ class LatentPairs:
         new_row[index] = torch.arange(len(index))
         owner = new_row[self.owner]
         kept = owner >= 0
-        ids = None if self.item_ids is None else [self.item_ids[i] for i in index.tolist()]
+        ids = self.item_ids
+        if isinstance(ids, ItemIds):
+            ids = ItemIds([ids[index.numpy()]])
+        elif ids is not None:
+            ids = [ids[i] for i in index.tolist()]
         return LatentPairs(self.x[index], self.y[kept], owner[kept], self.names, ids)
 
     def subset(self, n: int, seed: int = 0) -> "LatentPairs":
@@ -127,26 +138,35 @@ class LatentPairs:
         """A control for concatenated latents: of every x, the dimensions from `first` on come from another item."""
         if not 0 < first < self.x.shape[1]:
             raise FuseMixLiteError(f"mismatched: first = {first}, the latents have {self.x.shape[1]} dimensions")
-        x = torch.cat([self.x[:, :first], self.x[self._another(seed), first:]], dim=1)
+        x = _read(self.x)
+        x = torch.cat([x[:, :first], x[self._another(seed), first:]], dim=1)
         return LatentPairs(x, self.y, self.owner, self.names, self.item_ids)
 
     def unit(self) -> "LatentPairs":
         """All latents scaled to norm 1: directions alone."""
-        return LatentPairs(F.normalize(self.x, dim=1), F.normalize(self.y, dim=1), self.owner, self.names, self.item_ids)
+        x, y = (F.normalize(_read(z), dim=1) for z in (self.x, self.y))
+        return LatentPairs(x, y, self.owner, self.names, self.item_ids)
+
+    def loaded(self) -> "LatentPairs":
+        """The same pairs in memory."""
+        return LatentPairs(_read(self.x), _read(self.y), self.owner, self.names, self.item_ids)
 
     def per_item(self) -> tuple[Tensor, Tensor]:
         """One row an item on both sides: x and the mean of its y rows, (N', dx) and (N', dy) float64, of the N' items that
         own a y."""
         counts = torch.bincount(self.owner, minlength=self.n_items)
-        sums = torch.zeros(self.n_items, self.y.shape[1], dtype=torch.float64).index_add_(0, self.owner, self.y.double())
+        x, y = _read(self.x), _read(self.y)
+        sums = torch.zeros(self.n_items, y.shape[1], dtype=torch.float64).index_add_(0, self.owner, y.double())
         paired = counts > 0
-        return self.x[paired].double(), sums[paired] / counts[paired, None]
+        return x[paired].double(), sums[paired] / counts[paired, None]
 
     def joined(self, *others: "LatentPairs") -> "LatentPairs":
         """These items and those of others, one after the other. Ids are kept where all have them."""
         every = [self, *others]
         if any((pairs.names, pairs.dims) != (self.names, self.dims) for pairs in others):
             raise FuseMixLiteError(f"joined: {', '.join(map(repr, every))} are not of one kind")
+        if any(isinstance(z, StoredRows) for pairs in every for z in (pairs.x, pairs.y)):
+            raise FuseMixLiteError("joined: these latents are on disk: join the stores by LatentStore.merge, or use loaded()")
         starts = [sum(pairs.n_items for pairs in every[:i]) for i in range(len(every))]
         named = all(pairs.item_ids is not None for pairs in every)
         return LatentPairs(
@@ -183,15 +203,21 @@ class LatentPairs:
         return owner
 
 
-def _side_by_side(stores):
+def _side_by_side(stores, in_memory: bool):
     """The first of the stores of one modality, for its items, and the rows of all of them, concatenated: (N, D1 + D2)."""
-    if not isinstance(stores, list | tuple):
-        return stores, stores.array
-    first = stores[0]
+    several = isinstance(stores, list | tuple)
+    stores = list(stores) if several else [stores]
     for other in stores[1:]:
-        if other.item_ids != first.item_ids:
-            raise FuseMixLiteError(f"{first.path} and {other.path} hold other items: extract both from one dataset")
-    return first, np.concatenate([np.asarray(store.array) for store in stores], axis=1)
+        if other.item_ids != stores[0].item_ids:
+            raise FuseMixLiteError(f"{stores[0].path} and {other.path} hold other items: extract both from one dataset")
+    arrays = [store.array for store in stores]
+    if not in_memory:
+        return stores[0], StoredRows(arrays)
+    return stores[0], np.concatenate([np.asarray(array) for array in arrays], axis=1) if several else arrays[0]
+
+
+def _read(z: Tensor | StoredRows) -> Tensor:
+    return z.tensor() if isinstance(z, StoredRows) else z
 
 
 def _tensor(values) -> Tensor:
@@ -200,10 +226,12 @@ def _tensor(values) -> Tensor:
 
 
 def _latents(z, name: str) -> Tensor:
-    """(rows, dim) float32 CPU tensor of latents, checked."""
-    z = _tensor(z).float()
-    if z.ndim != 2 or z.numel() == 0:
+    """(rows, dim) float32 CPU tensor of latents, checked. What is on disk was checked when it was written."""
+    z = z.to("cpu") if isinstance(z, StoredRows) else _tensor(z).float()
+    if z.ndim != 2 or 0 in z.shape:
         raise FuseMixLiteError(f"{name} latents of shape {tuple(z.shape)}: give at least one row and one dimension")
+    if isinstance(z, StoredRows):
+        return z
     bad = ~z.isfinite().all(dim=1)
     if bad.any():
         first, count = int(bad.int().argmax()), int(bad.sum())

@@ -13,7 +13,6 @@ Every file is written aside and renamed, so that a file with its final name is w
 complete. Only safetensors and JSON are read, and what a manifest says is checked before it is used.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -104,7 +103,7 @@ class ShardedRows:
     """
 
     def __init__(self, shards: Sequence[np.ndarray]):
-        self._shards = list(shards)
+        self.shards = list(shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])  # (S + 1,)
         self.shape = (int(self._starts[-1]), shards[0].shape[1])
         self.dtype = shards[0].dtype
@@ -123,13 +122,13 @@ class ShardedRows:
         shards, first = np.unique(home[order], return_index=True)
         for shard, start, stop in zip(shards, first, [*first[1:], len(order)], strict=False):
             mine = order[start:stop]
-            out[mine] = self._shards[shard][flat[mine] - self._starts[shard]]
+            out[mine] = self.shards[shard][flat[mine] - self._starts[shard]]
         return out.reshape(*rows.shape, self.shape[1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("rows of several shards cannot become one array without a copy")
-        return np.concatenate(self._shards, dtype=dtype or self.dtype)
+        return np.concatenate(self.shards, dtype=dtype or self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,14 +230,14 @@ class LatentStore:
         if len(stores) < 2 or len(prefixes) != len(stores):
             raise FuseMixLiteError(f"merge: {len(stores)} stores, {len(prefixes)} prefixes: give two or more, a prefix each")
         _check_alike(stores)
-        seen: list[np.ndarray] = []  # digests of the ids of each store
+        holder: dict[str, LatentStore] = {}  # of each id
         for store, prefix in zip(stores, prefixes, strict=True):
-            seen.append(digests(prefix + item for item in store.item_ids))
-            for other, known in zip(stores, seen[:-1], strict=False):
-                shared = np.isin(seen[-1], known)
-                if shared.any():
-                    both, item = f"{other.path} and {store.path}", prefix + store.item_ids[int(shared.argmax())]
-                    raise FuseMixLiteError(f"merge: {both} share the item id {item!r}: give prefixes, or leave one of them out")
+            for item in store.item_ids:
+                other = holder.setdefault(prefix + item, store)
+                if other is not store:
+                    both = f"{other.path} and {store.path} share the item id {prefix + item!r}"
+                    raise FuseMixLiteError(f"merge: {both}: give prefixes, or leave one of them out")
+        del holder
         origins = [store.origin for store in stores]
         origin = replace(
             origins[0],
@@ -273,7 +272,7 @@ class LatentWriter:
 
     Whole shards that are already there are kept (`has` tells which), damaged ones count as missing. Two writers of a folder
     must not write the same shard: the caller sees to that. With `append`, shards of another version of the data set do no
-    harm: `adopt` takes them over. Raises FuseMixLiteError if the folder holds something else.
+    harm: `check_older` tells those that `adopt` can take over. Raises FuseMixLiteError if the folder holds something else.
     """
 
     def __init__(self, path: str | Path, origin: LatentOrigin, dtype: str = "float16", append: bool = False):
@@ -289,44 +288,56 @@ class LatentWriter:
             number = file.name.removeprefix("shard-").removesuffix(".safetensors")
             if not number.isdecimal() or file.name != _shard_name(int(number)):
                 raise FuseMixLiteError(f"{self.path} is in use (it holds {file.name}): choose a new folder")
-            try:
-                array, metadata = _open_shard(file)
-            except FuseMixLiteError:
-                continue  # damaged; written again
-            found = _origin(metadata)
-            if append and found != origin:
-                found = replace(found, dataset_id=origin.dataset_id, items=origin.items)
-                self._older.add(int(number))
-            if found != origin or array.dtype != self.dtype:
-                raise FuseMixLiteError(f"{file} does not hold {origin} in {dtype}: choose a new folder")
-            self._done.add(int(number))
-        self._done -= self._older
+            self.look(int(number), append)
 
     def has(self, number: int) -> bool:
         """Whether this shard is there and whole."""
         return number in self._done
 
-    def adopt(self, number: int, indices: range, item_ids: Sequence[str]) -> bool:
-        """Take over a shard of a smaller version of the data set, if it is whole: give it this store's name.
+    def look(self, number: int, append: bool = False) -> bool:
+        """Whether this shard is there and whole by now, from whoever. Raises FuseMixLiteError if it is of another store."""
+        file = self.path / _shard_name(number)
+        if number in self._done or not file.exists():
+            return number in self._done
+        try:
+            array, metadata = _open_shard(file)
+        except FuseMixLiteError:
+            return False  # damaged; written again
+        found = _origin(metadata)
+        older = found != self.origin and (append or number in self._older)
+        if older:
+            found = replace(found, dataset_id=self.origin.dataset_id, items=self.origin.items)
+        if found != self.origin or array.dtype != self.dtype:
+            remedy = "choose a new folder"
+            raise FuseMixLiteError(f"{file} does not hold {self.origin} in {self.dtype}: {remedy}")
+        (self._older if older else self._done).add(number)
+        return not older
 
-        `indices` are those of the items in the shard, `item_ids` those of the whole data set. The last shard of the smaller
-        version may end early; it is not taken, so that the bytes are those of a store made at once.
+    def check_older(self, shards: Sequence[range], item_ids: Sequence[str]) -> set[int]:
+        """Which shards of a smaller version of the data set can be taken over: those that are whole.
 
-        Raises FuseMixLiteError if the shard holds other items.
+        `shards` are the indices of the items of each shard, `item_ids` those of the whole data set. The last shard of the
+        smaller version may end early; it is encoded again, so that the bytes are those of a store made at once.
+
+        Raises FuseMixLiteError if a shard holds other items.
         """
-        if number not in self._older:
-            return False
+        whole = set()
+        for number in sorted(self._older):
+            array, metadata = _open_shard(self.path / _shard_name(number))
+            left_out = {entry["index"] for entry in metadata["quarantine"]}
+            indices = shards[number] if number < len(shards) else range(0)
+            held = indices[: len(array) + len(left_out)]
+            if metadata["item_ids"] != [item_ids[index] for index in held if index not in left_out]:
+                grown = f"{self.origin.dataset_id} does not begin with the items of"
+                raise FuseMixLiteError(f"{grown} {_origin(metadata).dataset_id}, which {self.path} holds: choose a new folder")
+            if len(held) == len(indices):
+                whole.add(number)
+        return whole
+
+    def adopt(self, number: int) -> None:
+        """Take over a shard of a smaller version of the data set: give it this store's name."""
         array, metadata = _open_shard(self.path / _shard_name(number))
-        left_out = {entry["index"] for entry in metadata["quarantine"]}
-        held = indices[: len(array) + len(left_out)]
-        if metadata["item_ids"] != [item_ids[index] for index in held if index not in left_out]:
-            smaller = _origin(metadata).dataset_id
-            grown = f"{self.origin.dataset_id} does not begin with the items of"
-            raise FuseMixLiteError(f"{grown} {smaller}, which {self.path} holds: choose a new folder")
-        if len(held) < len(indices):
-            return False
         self.write(number, array, metadata["item_ids"], metadata["quarantine"])
-        return True
 
     def write(self, number: int, latents: np.ndarray, item_ids: Sequence[str], quarantine: Sequence[dict] = ()) -> None:
         """Write one shard: latents (n, D), all finite, with one item id a row. n may be 0."""
@@ -371,12 +382,6 @@ class LatentWriter:
         write_aside(self.path / "quarantine.json", as_json(quarantine))
         write_aside(self.path / "manifest.json", as_json(manifest))
         return LatentStore.open(self.path)
-
-
-def digests(items: Iterable[str]) -> np.ndarray:
-    """16 bytes that stand for each string: (N,), to join and compare millions of them in arrays."""
-    blake2b = hashlib.blake2b
-    return np.fromiter((blake2b(item.encode("utf-8", "surrogatepass"), digest_size=16).digest() for item in items), "S16")
 
 
 def open_same(path: Path, origin: LatentOrigin) -> LatentStore:

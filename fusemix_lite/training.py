@@ -65,7 +65,8 @@ def fit(
     """Align two modalities: AdamW on symmetric InfoNCE between augmented latents.
 
     Every row of a batch is a pair: a row of y with its owner's x. Epochs are shuffled and their incomplete last batch
-    is dropped. Weight decay touches matrices only. All latents are moved to `device` at once.
+    is dropped. Weight decay touches matrices only. Latents in memory are moved to `device` at once, those on disk
+    (`LatentPairs.from_stores(..., in_memory=False)`) batch by batch; the numbers are the same.
 
     Args:
         train: pairs to learn from.

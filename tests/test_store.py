@@ -58,7 +58,7 @@ def test_rows_are_mapped_and_read_only(tmp_path, folder):
     assert isinstance(one, np.memmap) and one.dtype == np.float16
     with pytest.raises(ValueError, match="read-only"):
         one[0] = 0
-    assert all(isinstance(shard, np.memmap) for shard in LatentStore.open(folder).array._shards)
+    assert all(isinstance(shard, np.memmap) for shard in LatentStore.open(folder).array.shards)
 
 
 @pytest.mark.parametrize(
