@@ -202,14 +202,15 @@ def arms_swap(p: Profile) -> list[dict]:
 
 
 def arms_generation(p: Profile) -> list[dict]:
-    """Chapter "Audio to image": pictures from sounds, with corrections of three strengths, and from captions; the floor of
-    sounds that belong to other scenes; the null."""
+    """Chapter "Audio to image": pictures from sounds, with corrections of three strengths, and from captions, those of sounds
+    moved as well; the floor of sounds that belong to other scenes; the null."""
     here = {"data": "audio-text", "generator": "lite-generator"}
     sound = {**here, "scheme": "fusemix", "items": p.train_items, "told": "sound"}
     main = {**sound, "correct": "mean"}
     return [
         {**here, "told": "image-caption"},
         {**here, "told": "audio-caption"},
+        {**here, "told": "audio-caption", "correct": "mean"},
         main,
         {**sound, "correct": "none"},
         {**sound, "correct": "spread"},

@@ -403,8 +403,8 @@ def captions_of(scenes: Sequence[Scene], indices: Sequence[int], kind: str) -> l
 def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> dict:
     """One run of the record "generation": pictures of test scenes, told as the arm says, and what the reader sees in them.
 
-    An arm has ``told`` (one of TOLD), of sounds also ``scheme``, ``items`` and ``correct`` (one of CORRECTIONS), and perhaps
-    ``towards`` ("audio-captions": only the modality gap is closed; else sounds are moved to the image captions that the
+    An arm has ``told`` (one of TOLD), of sounds also ``scheme`` and ``items``, and perhaps ``correct`` (one of CORRECTIONS) and
+    ``towards`` ("audio-captions": only the modality gap is closed; else what is told is moved to the image captions that the
     generator knows). ``null`` "shuffled": every picture is told another scene; "again": other seeds. A seed sets adapter,
     scenes and noise. Agreement in %, as `scene_viewing.agreement`; ``gap`` and ``gap_image``: how far the mean of what the
     generator is told lies from the mean of audio and of image captions.
