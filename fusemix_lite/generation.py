@@ -284,9 +284,7 @@ def load_generator(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device.startswith("cuda") else torch.float32
     try:
-        pipeline = getattr(diffusers, kind).from_pretrained(
-            found, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        pipeline = getattr(diffusers, kind).from_pretrained(found, dtype=dtype, use_safetensors=True, local_files_only=True)
     except Exception as error:  # every part has its own kinds
         reason = " ".join(str(error).split())[:200]
         raise FuseMixLiteError(f"{name} cannot be loaded ({reason}): fetch it again with `hf download {name}`") from error

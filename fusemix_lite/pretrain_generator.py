@@ -44,9 +44,10 @@ SAMPLERS = {"steps": (8, 16, 32), "guidance": (1.0, 2.0, 3.0, 4.0, 6.0)}
 SAVE_EVERY, LOOK_EVERY = 250, 500  # steps
 
 
-def pictures(dataset: SoundingScenes) -> Tensor:
+def pictures(dataset: SoundingScenes, progress: bool = True) -> Tensor:
     """(N, 3, 32, 32) uint8: the drawn scenes, reduced."""
-    reduced = (dataset.image(i).reduce(PIXELS // SIDE) for i in tqdm(range(len(dataset)), desc="drawing", mininterval=5))
+    bar = tqdm(range(len(dataset)), desc="drawing", mininterval=5, disable=not progress)
+    reduced = (dataset.image(i).reduce(PIXELS // SIDE) for i in bar)
     return torch.from_numpy(np.stack([np.asarray(image) for image in reduced])).permute(0, 3, 1, 2).contiguous()
 
 
