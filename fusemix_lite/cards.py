@@ -22,6 +22,8 @@ from .encoders import LITE_ENCODERS, WEIGHTS, resolve_encoder
 from .errors import FuseMixLiteError
 from .pretrain import ADAPTERS
 from .profiles import profile
+from .public_cards import public_card as data_card
+from .public_sets import DATASETS
 from .records import weights_digest, world_digest
 from .registry import ENCODERS, LIBRARIES, PACKAGES
 
@@ -700,6 +702,7 @@ def render() -> dict[str, str]:
         "sounding-scenes.md": world_card(),
         "public-encoders.md": public_card(),
         **{f"{name}-latents.md": real_card(name) for name in real.REAL},
+        **{f"{name}.md": data_card(name) for name in DATASETS},
         **{f"{name}.md": encoder_card(name) for name in LITE_ENCODERS},
         **{f"{name}.md": adapters_card(name) for name in ADAPTERS},
     }

@@ -293,7 +293,7 @@ DATASETS = {
         title="Conceptual Captions (CC3M)",
         media="image",
         about="Pictures of the web with their cleaned alternative texts. Training data of the paper, once also alone.",
-        splits={"train": "3,318,333 addresses; 2,905,954 were alive in December 2021", "val": "15,840 addresses"},
+        splits={"train": "3,318,333 addresses (2,905,954 of them alive in December 2021)", "val": "15,840 addresses"},
         captions="1",
         licence="list free for any use, naming Google is asked for; the pictures belong to their owners",
         page="https://ai.google.com/research/ConceptualCaptions/download",
@@ -315,9 +315,9 @@ DATASETS = {
                 own_splits={"train": "training", "val": "validation"},
             ),
         ),
-        by_hand="the list Train_GCC-training.tsv by the page, a first line caption<TAB>url put before it, then: img2dataset "
-        "--url_list Train_GCC-training.tsv --input_format tsv --url_col url --caption_col caption --output_format webdataset "
-        "--output_folder .; or the shards of the hub's pixparse/cc3m-wds",
+        by_hand="the list Train_GCC-training.tsv by the page, with a first line put before it (caption, a tab, url), then: "
+        "img2dataset --url_list Train_GCC-training.tsv --input_format tsv --url_col url --caption_col caption "
+        "--output_format webdataset --output_folder .; or the shards of the hub's pixparse/cc3m-wds",
         stated="counts: the hub's cards of conceptual_captions and pixparse/cc3m-wds",
         overlaps=("Pictures of the web: some may be in Flickr30K or COCO (see Flickr30K).",),
     ),

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import tarfile
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from PIL import Image
 from scipy.signal import resample_poly
 
@@ -114,6 +116,31 @@ def table(file: Path, rows: list[tuple], delimiter: str = ",") -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8", newline="") as opened:
         csv.writer(opened, delimiter=delimiter).writerows(rows)
+
+
+# what is to come out
+
+
+def plain(media: str, index: int):
+    """What item `index` shows or plays, without its odd file."""
+    if media == "image":
+        image = PICTURES.image(index)
+        return image.convert("L").convert("RGB") if index == GREY else image
+    audio = samples(index)
+    if index == LOW:  # what 8 kHz hold
+        return resample_poly(resample_poly(audio, 1, 2), 2, 1).astype(np.float32)
+    return audio[:12_345] if index == ODD_LENGTH else audio
+
+
+def quiet(call, *args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return call(*args, **options)
+
+
+def cosine(a, b):
+    a, b = (torch.from_numpy(np.asarray(z).astype(np.float32)) for z in (a, b))
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
 
 
 # pictures

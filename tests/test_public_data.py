@@ -4,20 +4,14 @@ import json
 import pickle
 import re
 import shutil
-import sys
 import tarfile
-import warnings
 from pathlib import Path
 
-import numpy as np
 import public_fixtures as small
 import pytest
-import torch
 from PIL import Image
-from scipy.signal import resample_poly
 
 from fusemix_lite import FuseMixLiteError, LatentPairs, audit, extract, fit, load_encoder, shards
-from fusemix_lite.hub_data import read_hub
 from fusemix_lite.public_data import lacks, open_dataset
 from fusemix_lite.public_pairs import Files, TarMembers
 from fusemix_lite.public_sets import DATASETS
@@ -36,19 +30,8 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.delenv("FUSEMIX_LITE_DATA", raising=False)
 
 
-def quiet(call, *args, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return call(*args, **options)
-
-
 def opened(built: small.Built):
-    return quiet(open_dataset, built.name, built.split, built.folder)
-
-
-def cosine(a, b):
-    a, b = (torch.from_numpy(np.asarray(z).astype(np.float32)) for z in (a, b))
-    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
+    return small.quiet(open_dataset, built.name, built.split, built.folder)
 
 
 # every layout
@@ -69,8 +52,8 @@ def test_from_a_published_layout_to_a_fit(layout, encoders, tmp_path):
     assert dataset.id.startswith(f"{built.name}-{built.split}-") and re.search(r"-[0-9a-f]{12}$", dataset.id)
 
     # broken and missing media and empty captions are left out, with a reason, and nothing else is
-    x = quiet(extract, dataset, encoders[built.media], tmp_path / "x", progress=False)
-    y = quiet(extract, dataset, encoders["text"], tmp_path / "y", progress=False)
+    x = small.quiet(extract, dataset, encoders[built.media], tmp_path / "x", progress=False)
+    y = small.quiet(extract, dataset, encoders["text"], tmp_path / "y", progress=False)
     assert {entry["item_id"]: entry["reason"] for entry in x.quarantine}.keys() == built.broken.keys()
     for entry in x.quarantine:
         assert built.broken[entry["item_id"]] in entry["reason"]
@@ -79,40 +62,32 @@ def test_from_a_published_layout_to_a_fit(layout, encoders, tmp_path):
 
     # an odd picture or sound has the latent of what it shows
     scene_of = dict(zip(built.items, built.index, strict=True))
-    for row, item in enumerate(x.item_ids):
-        expected = encoders[built.media].encode([plain(built.media, scene_of[item])])
-        assert cosine(x.array[row], expected[0]) > 0.98, (item, scene_of[item])
+    shown = [small.plain(built.media, scene_of[item]) for item in x.item_ids]
+    assert small.cosine(x.array, encoders[built.media].encode(shown)).min() > 0.98
 
     # pairs stay pairs: every caption lies with its own picture or sound
-    pairs = quiet(LatentPairs.from_stores, x, y)
+    pairs = small.quiet(LatentPairs.from_stores, x, y)
     kept = [(item, text) for item, text in zip(text_ids, texts, strict=True) if text]
     told = [(item, text) for item, text in kept if item in set(x.item_ids)]
     assert [pairs.item_ids[owner] for owner in pairs.owner.tolist()] == [item for item, _ in told]
-    assert cosine(pairs.y, encoders["text"].encode([text for _, text in told])).min() > 0.99
+    assert small.cosine(pairs.y, encoders["text"].encode([text for _, text in told])).min() > 0.99
 
     parts = {name: pairs.take(rows) for name, rows in (("train", range(4)), ("val", range(4, 8)))}
     result = fit(parts["train"], parts["val"], steps=3, batch_size=2, shared_dim=16, evals=1, progress=False)
     assert result.model.in_dims == pairs.dims
 
 
-def plain(media: str, index: int):
-    """What item `index` shows or plays, without its odd file."""
-    if media == "image":
-        image = small.PICTURES.image(index)
-        return image.convert("L").convert("RGB") if index == small.GREY else image
-    audio = small.samples(index)
-    if index == small.LOW:  # what 8 kHz hold
-        return resample_poly(resample_poly(audio, 1, 2), 2, 1).astype(np.float32)
-    return audio[:12_345] if index == small.ODD_LENGTH else audio
-
-
 def test_a_turned_picture_is_set_upright(encoders, tmp_path):
     built = small.coco_karpathy(tmp_path)
-    store = quiet(extract, opened(built), encoders["image"], tmp_path / "x", progress=False)
+    store = small.quiet(extract, opened(built), encoders["image"], tmp_path / "x", progress=False)
     row = list(store.item_ids).index(built.items[small.TURNED])
     upright = small.PICTURES.image(small.TURNED)
     sideways = encoders["image"].encode([upright.transpose(Image.Transpose.ROTATE_90)])
-    assert cosine(store.array[row], encoders["image"].encode([upright])[0]) > 0.99 > cosine(store.array[row], sideways[0])
+    assert (
+        small.cosine(store.array[row], encoders["image"].encode([upright])[0])
+        > 0.99
+        > small.cosine(store.array[row], sideways[0])
+    )
 
 
 @pytest.mark.parametrize(
@@ -354,7 +329,7 @@ def test_the_variable_names_the_folder_of_all(tmp_path, monkeypatch):
 
 def test_a_union_keeps_its_parts_apart(encoders, tmp_path):
     parts = [small.coco_lavis(tmp_path / "coco"), small.cc3m_shards(tmp_path / "cc3m"), small.sbu_urls(tmp_path / "sbu")]
-    dataset = quiet(open_dataset, "coco+cc3m+sbu", "train", tmp_path)
+    dataset = small.quiet(open_dataset, "coco+cc3m+sbu", "train", tmp_path)
     ids, values = dataset.fields("image")
     assert list(ids) == [f"{built.name}/{item}" for built in parts for item in built.items] and len(values) == len(ids)
     assert isinstance(values[0], Path) and callable(values[len(parts[0].items)]) and values[-1] == values[len(values) - 1]
@@ -364,12 +339,12 @@ def test_a_union_keeps_its_parts_apart(encoders, tmp_path):
     text_ids, texts = dataset.fields("text")
     assert len(texts) == sum(len(own) for built in parts for own in built.captions)
     assert texts[text_ids.index("cc3m/00000/000000000")] == small.ODD_TEXT
-    pairs = quiet(
+    pairs = small.quiet(
         LatentPairs.from_stores,
-        *(quiet(extract, dataset, encoders[m], tmp_path / f"latents-{m}", progress=False) for m in ("image", "text")),
+        *(small.quiet(extract, dataset, encoders[m], tmp_path / f"latents-{m}", progress=False) for m in ("image", "text")),
     )
     assert pairs.n_items == sum(len(built.items) - len(built.broken) for built in parts)
-    assert dataset.id != quiet(open_dataset, "cc3m+coco+sbu", "train", tmp_path).id
+    assert dataset.id != small.quiet(open_dataset, "cc3m+coco+sbu", "train", tmp_path).id
 
 
 def test_a_union_says_everything_that_it_lacks(tmp_path):
@@ -410,128 +385,3 @@ def test_a_record_is_whole(name):
 def test_paths_are_made_when_they_are_asked_for(tmp_path):
     files = Files(tmp_path, ["a/b.jpg", "c.jpg"])
     assert files[-1] == tmp_path / "c.jpg" and list(files[:1]) == [tmp_path / "a/b.jpg"] and list(files.sizes()) == [None, None]
-
-
-# Hugging Face datasets
-
-datasets = pytest.importorskip("datasets")
-
-
-def hub_rows() -> dict:
-    texts = small.captions(small.PICTURES, 2)
-    content = [{"bytes": small.jpeg(i), "path": None} for i in range(small.N)]
-    return {"image": content, "caption": texts, "key": [f"größe {i}" for i in range(small.N)]}
-
-
-def hub_table(rows: dict):
-    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
-
-
-def saved(rows: dict, folder: Path, how: str):
-    table = hub_table(rows)
-    if how == "object":
-        return table
-    if how == "shuffled":
-        order = np.random.default_rng(0).permutation(len(table))
-        return table.select(order).select(np.argsort(order))
-    if how == "saved to disk":
-        table.save_to_disk(str(folder / "saved"))
-        return folder / "saved"
-    if how == "splits saved to disk":
-        datasets.DatasetDict({"train": table, "test": table.select(range(2))}).save_to_disk(str(folder / "saved"))
-        return folder / "saved"
-    (folder / "data").mkdir()
-    half = small.N // 2
-    table.select(range(half)).to_parquet(folder / "data" / "train-00000-of-00002.parquet")
-    table.select(range(half, small.N)).to_parquet(folder / "data" / "train-00001-of-00002.parquet")
-    table.select(range(2)).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
-    return folder
-
-
-@pytest.mark.parametrize("how", ["object", "shuffled", "saved to disk", "splits saved to disk", "parquet"])
-def test_from_a_table_of_the_hub_to_a_fit(how, encoders, tmp_path):
-    source = saved(hub_rows(), tmp_path, how)
-    split = "train" if how in ("splits saved to disk", "parquet") else None
-    dataset = read_hub(source, item="key", split=split)
-    ids, values = dataset.fields("image")
-    assert list(ids) == [f"größe {i}" for i in range(small.N)] and values[0]() == small.jpeg(0)
-    assert dataset.captions[0] == (0, small.captions(small.PICTURES, 2)[0][0]) and len(dataset.texts) == 2 * small.N
-    x = quiet(extract, dataset, encoders["image"], tmp_path / "x", progress=False)
-    y = quiet(extract, dataset, encoders["text"], tmp_path / "y", progress=False)
-    assert [entry["item_id"] for entry in x.quarantine] == [f"größe {small.CUT}"] and len(y.quarantine) == 1
-    for row, item in enumerate(x.item_ids):
-        index = int(item.split()[1])
-        assert cosine(x.array[row], encoders["image"].encode([plain("image", index)])[0]) > 0.98
-    pairs = quiet(LatentPairs.from_stores, x, y)
-    result = fit(pairs.take(range(4)), pairs.take(range(4, 8)), steps=3, batch_size=2, shared_dim=16, evals=1, progress=False)
-    assert result.model.in_dims == pairs.dims
-
-
-def test_a_table_has_the_id_of_its_content(tmp_path):
-    rows = hub_rows()
-    first = read_hub(hub_table(rows)).id
-    assert read_hub(saved(hub_rows(), tmp_path, "saved to disk")).id.rsplit("-", 1)[1] == first.rsplit("-", 1)[1]
-    other = hub_rows()
-    other["image"][3] = {"bytes": small.jpeg(7), "path": None}
-    assert read_hub(hub_table(other)).id != first
-    turned = hub_table(rows).select(range(small.N - 1, -1, -1))
-    assert read_hub(turned).id != first and read_hub(turned).values[0]() == small.jpeg(small.N - 1)
-
-
-def test_sounds_in_a_table(encoders, tmp_path):
-    small.sounds(tmp_path, [f"{i}.wav" for i in range(small.N)])
-    content = [{"bytes": (tmp_path / f"{i}.wav").read_bytes(), "path": None} for i in range(3)]
-    decoded = {"array": small.samples(6).tolist(), "sampling_rate": 16_000}
-    columns = {"caption_1": list("abc"), "caption_2": list("def"), "start": [1, 2, 3]}
-    table = datasets.Dataset.from_dict({"audio": content, **columns}).cast_column("audio", datasets.Audio(sampling_rate=16_000))
-    dataset = read_hub(table, "audio")
-    assert dataset.texts == list("adbecf") and dataset.owners.tolist() == [0, 0, 1, 1, 2, 2]
-    store = extract(dataset, encoders["audio"], tmp_path / "x", progress=False)
-    for index in range(3):
-        assert cosine(store.array[index], encoders["audio"].encode([plain("audio", index)])[0]) > 0.98
-    table = datasets.Dataset.from_dict({"audio": [decoded], "text": ["a drum"]})
-    store = extract(read_hub(table, "audio"), encoders["audio"], tmp_path / "y", progress=False)
-    assert cosine(store.array[0], encoders["audio"].encode([plain("audio", 6)])[0]) > 0.999
-    table = datasets.Dataset.from_dict({"file": [str(tmp_path / "7.wav"), str(tmp_path / "no.wav")], "text": ["a", "b"]})
-    store = quiet(extract, read_hub(table, "audio", column="file"), encoders["audio"], tmp_path / "z", progress=False)
-    assert [e["item_id"] for e in store.quarantine] == ["00000001"]
-
-
-def test_rows_with_one_id_are_one_item():
-    rows = {"image": hub_rows()["image"][:4], "text": list("abcd"), "photo": [7, 8, 7, 9]}
-    dataset = read_hub(hub_table(rows), item="photo")
-    assert dataset.items == ["7", "8", "9"] and dataset.captions == [(0, "a"), (1, "b"), (0, "c"), (2, "d")]
-    assert [value() for value in dataset.values] == [small.jpeg(i) for i in (0, 1, 3)]
-
-
-@pytest.mark.parametrize(
-    "make, options, message",
-    [
-        (lambda folder: hub_table(hub_rows()), {"column": "photo"}, 'no column "photo"; there are image, caption, key'),
-        (lambda folder: hub_table(hub_rows()), {"text": "words"}, 'no column "words"'),
-        (lambda folder: hub_table(hub_rows()), {"media": "video"}, 'give "image" or "audio"'),
-        (lambda folder: hub_table(hub_rows()), {"media": "audio"}, "which column holds the audio"),
-        (lambda folder: hub_table(hub_rows()).remove_columns("caption"), {}, "which column holds the captions"),
-        (lambda folder: hub_table(hub_rows()).select([]), {}, "holds no row"),
-        (lambda folder: {"image": [1]}, {}, "dict is no table"),
-        (lambda folder: saved(hub_rows(), folder, "splits saved to disk"), {}, "splits train, test: name one"),
-        (lambda folder: saved(hub_rows(), folder, "parquet"), {"split": "val"}, 'no parquet file with "val"'),
-        (lambda folder: folder, {}, "holds no data"),
-        (lambda folder: folder / "not there", {}, "holds no data"),
-    ],
-)
-def test_a_table_that_does_not_fit_is_named(make, options, message, tmp_path):
-    with pytest.raises(FuseMixLiteError, match=message):
-        read_hub(make(tmp_path), **options)
-
-
-def test_a_damaged_table_is_named(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 no parquet")
-    with pytest.raises(FuseMixLiteError, match="cannot be read .*write or fetch it again"):
-        read_hub(tmp_path / "a.parquet")
-
-
-def test_without_the_library_it_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(FuseMixLiteError, match=r'pip install "fusemix-lite\[data\]"'):
-        read_hub(tmp_path)
