@@ -24,12 +24,14 @@ from .errors import FuseMixLiteError
 from .mixing import SCHEMES
 from .profiles import SCENES, Profile
 from .real import COMPONENTS, REAL
+from .records import sets_of
 
 GB = 1e9
 #: The part of a peak rate that programs reach: of a GPU's data sheet an assumption (chapter 7 makes the same one of a V100 in
 #: fp32); of a CPU's best products what the book's own records reached, a fifth to a third.
 REACHED = {"fp32": 0.6, "fp16": 0.3, "cpu": 0.25}
 TOKENS = 16  # a caption, special tokens among them
+PAIR = 64  # bytes a pair: its item's name and its owner
 HEADROOM = 0.9  # of free memory: the rest is for what is not counted here
 
 
@@ -164,8 +166,8 @@ def largest_batch(p: Profile, pairs: int, dims: dict[str, int], memory: float, l
 
 def projection(p: Profile, titles: dict[str, str], devices: Iterable[str]) -> list[dict]:
     """What tables of the paper take, one row a table and device: hours of extraction (every encoder over everything, once) and
-    of one fusion run of its first arm; gigabytes of latents on disk, of what the run holds on the device besides them, and of
-    them beside it; the largest batch that fits.
+    of one fusion run of its first arm; gigabytes of latents on disk, and of what the run holds on the device besides them;
+    pairs in the loss, and how many fit, the batch halved as often as need be.
 
     Args:
         p: the profile.
@@ -188,9 +190,8 @@ def projection(p: Profile, titles: dict[str, str], devices: Iterable[str]) -> li
                 "one run (h)": cost.at(machine.fp32).seconds / 3600,
                 "latents on disk (GB)": sum(need.disk for need in once) / GB,
                 "held besides latents (GB)": besides / GB,
-                "latents in memory (GB)": cost.bytes["latents"] / GB,
                 "pairs in the loss": scaled.batch_size,
-                "of them fit": largest_batch(scaled, pairs, dims, HEADROOM * machine.device, latents=False),
+                "fit": largest_batch(scaled, pairs, dims, HEADROOM * machine.device, latents=False),
             })  # fmt: skip
     return rows
 
@@ -363,12 +364,17 @@ def _fusion(p: Profile, arms: Sequence[dict], seeds: int, tuned: bool, machine: 
             cost = _one_run(p, pairs, dims, items, steps, arm)
             seconds += times * cost.total_flops / machine.fp32
             runs += times
-            held = max(held, cost.total_bytes)
-            ram = max(ram, 2 * cost.bytes["latents"])  # all pairs, and the arm's subset of them
+            stay = cost.bytes["latents"] if _in_memory(p, arm) else 0.0
+            held = max(held, cost.total_bytes - cost.bytes["latents"] + stay)
+            ram = max(ram, 2 * stay, PAIR * pairs)  # all pairs, and the arm's subset of them
     if not runs:
         return [], list(dict.fromkeys(left_out))
     where = {"device": held, "ram": ram} if machine.device is not None else {"ram": held + ram}
     return [Need("fusion", f"{runs:,} runs", seconds, **where)], list(dict.fromkeys(left_out))
+
+
+def _in_memory(p: Profile, arm: dict) -> bool:
+    return p.in_memory or sets_of(arm, p)["train"][0] in (SCENES, *REAL)
 
 
 def _lengths(p: Profile, arm: dict, seeds: int, tuned: bool) -> list[tuple[int, int]]:
@@ -414,6 +420,7 @@ def _one_run(
 
 def _warnings(forecast: Forecast, p: Profile) -> Iterator[str]:
     machine = forecast.machine
+    keep = "leave the latents on disk (in_memory=False), " if p.in_memory else ""
     for need in forecast.needs:
         if machine.disk is not None and need.disk > HEADROOM * machine.disk:
             yield (
@@ -423,12 +430,12 @@ def _warnings(forecast: Forecast, p: Profile) -> Iterator[str]:
         if machine.device is not None and need.device > HEADROOM * machine.device:
             yield (
                 f"{need.stage} holds {_gb(need.device)} on the device, {_gb(machine.device)} are free: take a smaller "
-                f"batch_size than {p.batch_size:,}, fewer items, or smaller encoders"
+                f"batch_size than {p.batch_size:,}, {keep}or fewer encoders side by side"
             )
         if machine.ram is not None and need.ram > HEADROOM * machine.ram:
             yield (
-                f"{need.stage} holds {_gb(need.ram)} in RAM, {_gb(machine.ram)} are free: take fewer items or smaller "
-                "encoders, or workers=1"
+                f"{need.stage} holds {_gb(need.ram)} in RAM, {_gb(machine.ram)} are free: {keep}take fewer items or a "
+                "smaller batch_size"
             )
 
 

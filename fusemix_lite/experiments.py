@@ -85,7 +85,7 @@ def _public_source(arm: dict, p: Profile, split: str, name: str) -> Source:
 def pairs_of(p: Profile, split: str, source: Source) -> LatentPairs:
     """The latent pairs of a split: from the cache, or real ones from their files."""
     if source.data not in ("image-text", "audio-text", *REAL):
-        return _public_pairs(split, source, p.device)
+        return _public_pairs(p, split, source)
     size = {"train": p.train_items, "val": p.val_items, "test": p.test_items}[split]
     if source.data in REAL:
         pairs = _real_parts(source.data)[split]
@@ -94,17 +94,28 @@ def pairs_of(p: Profile, split: str, source: Source) -> LatentPairs:
     return scene_pairs(dataset, source.x_encoder, source.y_encoder, progress=False)
 
 
-def _public_pairs(split: str, source: Source, device: str) -> LatentPairs:
+def _public_pairs(p: Profile, split: str, source: Source) -> LatentPairs:
     """All pairs of a split of public data, extracted into the cache on first use, with a bar."""
     from .extraction import cached_latents
 
-    dataset = open_public(source.data, split)
-    stores = [
-        [cached_latents(dataset, encoder, device=device) for encoder in side.split("+")]
-        for side in (source.x_encoder, source.y_encoder)
-    ]
-    pairs = LatentPairs.from_stores(*stores)
+    dataset, how = open_public(source.data, split), {"device": p.device, "precision": p.precision}
+    stores = [cached_latents(dataset, side.split("+"), **how) for side in (source.x_encoder, source.y_encoder)]
+    pairs = LatentPairs.from_stores(*stores, in_memory=p.in_memory)
     return pairs if source.captions == ALL_CAPTIONS else first_captions(pairs, source.captions)
+
+
+def extract_public(p: Profile, arms: list[dict]) -> None:
+    """Extract all latents of public data that runs of these arms load: one pass over a field of a split, however many encoders
+    look at it."""
+    from .extraction import cached_latents
+
+    wanted: dict[tuple, dict] = {}  # data, split, side -> encoders, in order
+    for split, source in dict.fromkeys(need for arm in arms for need in needed(p, arm)):
+        if source.data not in ("image-text", "audio-text", *REAL):
+            for side, names in (("x", source.x_encoder), ("y", source.y_encoder)):
+                wanted.setdefault((source.data, split, side), {}).update(dict.fromkeys(names.split("+")))
+    for (data, split, _), encoders in wanted.items():
+        cached_latents(open_public(data, split), list(encoders), device=p.device, precision=p.precision)
 
 
 @cache
@@ -313,6 +324,7 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     p, arms = plan(name, p)
     runs = Runs(cache_dir() / "experiments" / f"{p.name}.jsonl")
     started = time.perf_counter()
+    extract_public(p, arms)
     for split, source in dict.fromkeys(need for arm in arms for need in needed(p, arm)):
         pairs_of(p, split, source)  # latents first, so that no two workers extract the same ones
     pairs_of.cache_clear()
@@ -393,6 +405,7 @@ def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str,
     made_from = record.content.get("data", {})
     same = record.is_of(p) and data_stamp(p, [cell["arm"] for cell in record.content["cells"]]) == made_from
     tell(p, arms, seeds=p.live_seeds, tuned=False)
+    extract_public(p, arms)
     for arm, i in product(arms, range(p.live_seeds)):
         first = dict(zip(("dropout", "steps"), (options[0] for options in _grid(p, arm)), strict=True))
         settings = record.cell(**arm)["chosen"] if same else first

@@ -170,13 +170,13 @@ def scale(profile: Profile) -> dict:
 
 
 _FREE = (
-    "name", "seeds", "live_seeds", "device", "made_for", "workers", "photo_sizes", "note_sizes", "real_lengths", "scenes_as",
-    "audio_items", "audio_sizes", "audio_lengths", "audio_batch_size", "audio_pairs", "train_pairs", "image_layers",
-    "text_layer", "batch_factors",
+    "name", "seeds", "live_seeds", "device", "made_for", "workers", "in_memory", "photo_sizes", "note_sizes", "real_lengths",
+    "scenes_as", "audio_items", "audio_sizes", "audio_lengths", "audio_batch_size", "audio_pairs", "train_pairs",
+    "image_layers", "text_layer", "batch_factors",
 )  # fmt: skip
 _LATER = {
     f.name: f.default for f in fields(Profile)
-    if f.name.startswith(("image_text", "audio_text")) or f.name in ("expansion", "warmup")
+    if f.name.startswith(("image_text", "audio_text")) or f.name in ("expansion", "warmup", "precision")
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What is said before a run, against what `costs` counts and what machines have."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -57,7 +58,7 @@ def test_a_grid_of_more_than_one_point_is_run_too():
     ("machine", "told"),
     [
         (Machine("gpu", 1e9, 1e9, 1e6, 1e15, 1e15), "on the device.*smaller batch_size than 64"),
-        (Machine("cpu", 1e9, 1e9, None, 1e6, 1e15), "in RAM.*fewer items"),
+        (Machine("cpu", 1e9, 1e9, None, 1e6, 1e15), "in RAM.*in_memory=False.*fewer items"),
         (Machine("disk", 1e9, 1e9, None, 1e15, 1e5), "on disk.*FUSEMIX_LITE_CACHE"),
     ],
 )
@@ -67,6 +68,15 @@ def test_what_would_not_fit_is_said_with_its_remedy(machine, told):
     assert any(re.search(told, warning) for warning in forecast.warnings), forecast.warnings
     assert "WOULD NOT FIT" in str(forecast) and "It fits." not in str(forecast)
     assert before_run(SMOKE, [ARM], machine=ROOMY).fits
+
+
+def test_latents_on_disk_are_held_nowhere():
+    p, arms = plan("retrieval", profile("paper"))
+    machine = sheet_machine("H100", 128e9, 128e9)
+    on_disk, in_memory = (before_run(replace(p, in_memory=how), arms, machine=machine).needs[-1] for how in (False, True))
+    latents = 4 * (4_080_000 * 1536 + 5_200_000 * 1024)
+    assert in_memory.device - on_disk.device == latents and in_memory.ram == 2 * latents > 100 * on_disk.ram
+    assert in_memory.seconds == on_disk.seconds
 
 
 def test_colab_fits_what_it_is_made_for():

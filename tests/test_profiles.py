@@ -108,7 +108,7 @@ def test_the_scale_of_the_first_records_is_what_it_was():
     then = set(scale(profile("lite")))
     assert not then & {"image_text", "audio_text_tests", "expansion", "warmup", "workers", "audio_sizes"}
     assert set(scale(profile("lite", expansion=2))) - then == {"expansion"}
-    assert set(scale(profile("colab"))) - then == {"image_text", "audio_text"}
+    assert set(scale(profile("colab"))) - then == {"image_text", "audio_text", "precision"}
 
 
 def test_no_code_asks_which_profile_it_is_on():
