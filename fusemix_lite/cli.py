@@ -176,6 +176,7 @@ def _fetch_data(args, say: Speaker) -> None:
     ]
     if found["by_hand"]:
         lines.append(f"by hand: {found['by_hand']}")
+    lines.append(f'open it: fl.open_dataset("{args.name}", "{args.split or "train"}", "{args.out}")')
     say.result(found, "\n".join(lines))
 
 

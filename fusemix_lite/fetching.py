@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from . import __version__
 from .disk import as_json, sha256, write_aside
 from .errors import FuseMixLiteError
@@ -67,23 +69,41 @@ def fetch_set(
         raise FuseMixLiteError(f"{out} is a file: choose a folder")
     todo = [remote for remote in needed if not _is_done(name, remote, out, split)]
     if todo:
-        line = size_line(name, todo)
-        known = sum(remote.bytes or 0 for remote in todo)
+        line, known = size_line(name, todo), sum(remote.bytes or 0 for remote in todo)
         large = known > ASK_ABOVE or any(remote.bytes is None and remote.unpack for remote in todo)
         if not confirm(line, large):
             raise FuseMixLiteError(f"{line}: nothing was fetched; say yes, or add --yes")
         out.mkdir(parents=True, exist_ok=True)
         check_room(out, known + sum(remote.bytes or 0 for remote in todo if remote.unpack))
-    for remote in todo:
-        fetch(remote, out, progress)
-        if remote.unpack:
-            unpack(out / remote.name, out, progress)
-            note(out, remote.name, {"unpacked": True})
-            if not read_note(out)[remote.name].get("brought"):
-                (out / remote.name).unlink()
+        with _alone(out):
+            for remote in todo:
+                fetch(remote, out, progress)
+                if remote.unpack:
+                    _unpack_fetched(remote, out, progress)
     names = [remote.name for remote in todo]
     kept = [remote.name for remote in needed if remote.name not in names]
     return {"name": name, "folder": str(out), "fetched": names, "kept": kept, "by_hand": record.by_hand}
+
+
+def _unpack_fetched(remote: Remote, out: Path, progress: bool) -> None:
+    """Unpack an archive, note some of what came out, and remove it unless somebody brought it."""
+    archive = out / remote.name
+    if not archive.is_file():
+        return  # another process has done it meanwhile
+    names = unpack(archive, out, progress)
+    note(out, remote.name, {"unpacked": sorted({names[0], names[len(names) // 2], names[-1]})})
+    if not read_note(out)[remote.name].get("brought"):
+        archive.unlink()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time fetches into a folder."""
+    try:
+        with FileLock(folder / f"{NOTE}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise FuseMixLiteError(f"another process is fetching into {folder}: wait for it") from None
 
 
 def fetch(remote: Remote, folder: str | Path, progress: bool = True, pause: float = 1.0) -> Path:
@@ -123,20 +143,21 @@ def fetch(remote: Remote, folder: str | Path, progress: bool = True, pause: floa
 
 def _is_done(name: str, remote: Remote, out: Path, split: str | None) -> bool:
     """Whether a file was fetched (and unpacked), or brought by hand as what it unpacks to."""
-    if remote.name in read_note(out) or (out / f"{remote.name}.part").exists():
-        return is_there(remote, out) and (not remote.unpack or bool(read_note(out)[remote.name].get("unpacked")))
+    told = read_note(out).get(remote.name, {})
+    if told or (out / f"{remote.name}.part").exists():
+        return is_there(remote, out) and (not remote.unpack or "unpacked" in told)
     known = {known for layout in public_set(name).layouts for known in layout.captions}
     wanted = [one for one in remote.splits if one in known and split in (None, one)]
     return remote.unpack and all(lacks(name, one, out) is None for one in wanted)
 
 
 def is_there(remote: Remote, folder: str | Path) -> bool:
-    """Whether a file was fetched before and is still there, or was unpacked since."""
+    """Whether a file was fetched before and is still there, or what was unpacked of it."""
     told = read_note(folder).get(remote.name)
     if told is None:
         return False
     if told.get("unpacked"):
-        return True
+        return all((Path(folder) / name).is_file() for name in told["unpacked"])
     file = Path(folder) / remote.name
     return file.is_file() and file.stat().st_size == told["bytes"]
 
@@ -175,7 +196,7 @@ def readable(size: int) -> str:
 
 
 def read_note(folder: str | Path) -> dict[str, dict]:
-    """What `fetched.json` says: file name -> {"url", "bytes", "sha256", "checked": against what, "unpacked"}."""
+    """What `fetched.json` says: file name -> {"url", "bytes", "sha256", "checked": against what, "unpacked": some names}."""
     try:
         content = json.loads((Path(folder) / NOTE).read_text("utf-8"))
     except FileNotFoundError:

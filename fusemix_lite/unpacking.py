@@ -64,6 +64,8 @@ def safe_name(name: str) -> str | None:
 
 def _check(archive: Path, members: list[Member], folder: Path) -> None:
     names = [member.name for member in members]
+    if not names:
+        raise FuseMixLiteError(f"{archive} holds no file: delete it and fetch it again")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise FuseMixLiteError(f"{archive} holds {twice} twice: fetch it again")

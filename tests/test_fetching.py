@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from fusemix_lite import FuseMixLiteError, cli, fetching, public_sets, unpacking
 from fusemix_lite.fetching import NOTE, fetch, fetch_set, is_there, read_note
@@ -428,6 +429,12 @@ def test_a_damaged_archive_is_named(tmp_path, name):
     fails("damaged .*fetch it again", whole, tmp_path / "out", call=functools.partial(unpack, progress=False))
 
 
+def test_an_empty_archive_is_none(tmp_path):
+    call = functools.partial(unpack, progress=False)
+    fails("holds no file", zipped(tmp_path / "a.zip"), tmp_path, call=call)
+    fails("holds no file", tarred(tmp_path / "a.tar.gz"), tmp_path, call=call)
+
+
 def test_one_name_twice_is_no_archive(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate"):
         archive = zipped(tmp_path / "a.zip", ("a", b"1"), ("a", b"2"))
@@ -481,6 +488,19 @@ def test_a_data_set_is_fetched_unpacked_and_then_there(toy, tmp_path):
     assert again["fetched"] == [] and again["kept"] == found["fetched"] and len(toy.asked) == asked
     more = fetch_set("coco", tmp_path, progress=False)
     assert more["fetched"] == ["coco_karpathy_val.json"]
+
+
+def test_what_was_unpacked_and_then_deleted_is_fetched_again(toy, tmp_path):
+    fetch_set("coco", tmp_path, "test", progress=False)
+    (tmp_path / "val2014/COCO_val2014_1.jpg").unlink()
+    assert fetch_set("coco", tmp_path, "test", progress=False)["fetched"] == ["val2014.zip"]
+    assert (tmp_path / "val2014/COCO_val2014_1.jpg").exists()
+
+
+def test_one_process_at_a_time(toy, tmp_path):
+    with FileLock(tmp_path / f"{NOTE}.lock"):
+        fails("another process is fetching", "coco", tmp_path, "test", call=fetch_set)
+    assert toy.asked == []
 
 
 def test_what_was_put_there_by_hand_is_not_fetched(toy, tmp_path):
