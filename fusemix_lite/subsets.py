@@ -5,6 +5,7 @@ row numbers of its k picks in the order in which they were picked. For all of th
 number of clusters, the picks for a smaller k are the first of those for a larger one.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,8 @@ from .errors import FuseMixLiteError
 from .pairs import LatentPairs
 
 MIN_GAIN = 1e-10  # where the official code stops: what is left adds no volume
+BLOCK = 256  # picks after which all items catch up, at the latest
+ITEMS = 8192  # that catch up at once
 SIDES = ("x", "y", "both")
 
 
@@ -31,6 +34,7 @@ def greedy_kdpp(
     centre: bool = False,
     kernel: Callable | None = None,
     single: bool = False,
+    watch: Callable[[int], None] | None = None,
 ) -> Tensor:
     """The k rows of greatest determinant, found greedily: each pick is the row that multiplies det(L_S) most.
 
@@ -38,7 +42,11 @@ def greedy_kdpp(
     rows span in the kernel's feature space; near-duplicates span none. What is called k-DPP sampling here and in the
     paper's code is its greedy mode, so nothing is drawn. The determinant grows by the *gain* of a pick, its kernel value
     less what the picks before explain; a row of the incremental Cholesky factor keeps the gains of all items up to date.
-    No N x N matrix ever exists: each pick asks for one row of L. Memory N (d + k) numbers, time N k (d + k / 2).
+    No N x N matrix ever exists: each pick asks for one row of L. Memory N (d + k) numbers, N k (2 d + k) operations.
+
+    Gains never grow, so an old one is an upper bound. While the best of a few candidates gains more than anyone else could,
+    picks are made among these candidates alone; then all items catch up, many picks in one matrix product. The picks are those
+    of going one by one.
 
     With the kernel (1 + cos)^2 there is room for d (d + 3) / 2 picks and no more: products of two coordinates, and the
     coordinates themselves.
@@ -52,6 +60,7 @@ def greedy_kdpp(
             diverse, an odd caption say; centred, only the direction of its deviation counts. The picks differ.
         kernel: cosines, any shape, to similarities; positive semi-definite, the same for all cosines of 1. None: (1 + cos)^2.
         single: calculate in float32 instead of float64: half the memory, and gains that are noise below about 1e-5.
+        watch: called now and then with the number of picks so far.
 
     Returns:
         (k,) int64 row numbers, in the order of picking, with gains that never increase. A shorter prefix of it is what a
@@ -71,23 +80,74 @@ def greedy_kdpp(
     if not 0 <= start < N:
         raise FuseMixLiteError(f"greedy_kdpp: start = {start}, the rows are 0..{N - 1}")
     factor = z.new_empty(k, N)  # row t: the Cholesky row of pick t, at all items
-    gain = kernel(z.new_ones(1)).repeat(N)  # what an item would add: its variance given the picks so far
-    picks, best = [], start
-    for t in range(k):
-        if gain[best] < MIN_GAIN:
-            raise FuseMixLiteError(
-                f"greedy_kdpp: after {t} picks the largest gain is {gain[best]:.0e}, below {MIN_GAIN:.0e}: the others repeat "
-                f"what is picked; ask for k <= {t}"
-            )
-        row = kernel(z @ z[best])
-        row -= factor[:t].T @ factor[:t, best]
-        row /= gain[best].sqrt()
-        factor[t] = row
-        gain -= row**2
-        picks.append(best)
-        gain[best] = -torch.inf  # never again
+    gain = kernel(z.new_ones(1)).double().repeat(N)  # what an item would add: its variance given the picks so far
+    candidates, others = torch.tensor([start]), torch.inf  # the first pick is given
+    picks = []
+    while True:
+        block, triangle = _picked_among(candidates, others, min(BLOCK, k - len(picks)), z, kernel, factor[: len(picks)], gain)
+        done, picks = len(picks), picks + block.tolist()
+        if watch:
+            watch(len(picks))
+        if len(picks) == k:
+            return torch.tensor(picks)
+        _catch_up(block, triangle, z, kernel, factor, gain, done)
+        candidates, others = _candidates(gain, math.isqrt(N * len(block)) // 2)
+
+
+def _candidates(gain: Tensor, count: int) -> tuple[Tensor, float]:
+    """The items of the largest gains, ascending, and the largest gain that anyone else has.
+
+    That many candidates cost up to a quarter of what it takes all N items to catch up, if there are sqrt(N picks) / 2.
+    """
+    count = max(count, 16)
+    if count >= len(gain):
+        return torch.arange(len(gain)), -torch.inf
+    values, items = gain.topk(count + 1)
+    best = gain.argmax()  # of equal gains the first, which topk does not promise to return
+    return torch.cat([items[:-1], best[None]]).unique(), float(values[-1])
+
+
+def _picked_among(candidates, others: float, most: int, z, kernel, factor, gain) -> tuple[Tensor, Tensor]:
+    """Up to `most` picks in a row that need no look at any but C candidates, and the triangle that they add to the factor.
+
+    Args:
+        candidates: (C,) items, ascending, with the best of all among them. others: no other item gains more.
+        z: (N, d). factor: (t, N), of the picks so far. gain: (N,).
+
+    Returns:
+        (s,) items in the order of picking, and the upper (s, s) block of the factor at them.
+    """
+    own, known = z[candidates], factor[:, candidates]  # (C, d), (t, C)
+    left = kernel(own @ own.T)  # (C, C), then what the picks so far leave unexplained of it
+    left -= known.T @ known
+    gain, rows, chosen = gain[candidates], left.new_empty(min(most, len(candidates)), len(candidates)), []
+    for s in range(len(rows)):
         best = int(gain.argmax())
-    return torch.tensor(picks)
+        if s and gain[best] <= others:
+            break
+        if gain[best] < MIN_GAIN:
+            made = len(factor) + s
+            raise FuseMixLiteError(
+                f"greedy_kdpp: after {made} picks the largest gain is {gain[best]:.0e}, below {MIN_GAIN:.0e}: the others "
+                f"repeat what is picked; ask for k <= {made}"
+            )
+        row = left[best] - rows[:s].T @ rows[:s, best]
+        rows[s] = row / gain[best].sqrt()
+        gain -= rows[s].double() ** 2
+        gain[best] = -torch.inf  # never again
+        chosen.append(best)
+    return candidates[chosen], rows[: len(chosen), chosen]
+
+
+def _catch_up(block: Tensor, triangle: Tensor, z, kernel, factor: Tensor, gain: Tensor, t: int) -> None:
+    """Bring the factor (from row t on) and the gains of all items up to date with a block of picks."""
+    s, known = len(block), factor[:t, block]  # (t, s)
+    for tile in (slice(start, start + ITEMS) for start in range(0, len(z), ITEMS)):
+        rows = kernel(z[block] @ z[tile].T)  # (s, T)
+        rows -= known.T @ factor[:t, tile]
+        factor[t : t + s, tile] = torch.linalg.solve_triangular(triangle.T, rows, upper=False)
+        gain[tile] -= (factor[t : t + s, tile].double() ** 2).sum(0)
+    gain[block] = -torch.inf
 
 
 def k_centre(z, k: int, *, start: int = 0, centre: bool = False) -> Tensor:

@@ -59,6 +59,77 @@ def test_kdpp_picks_what_a_dense_kernel_picks(mean):
     assert greedy_kdpp(z, 60).tolist() == dense_kdpp(z, 60)
 
 
+def eliminated(z, k):
+    """Greedy MAP on the dense kernel once more: what is left of L where the picks are eliminated, as Gauss does."""
+    L = squared_kernel(unit(z) @ unit(z).T)
+    picks = [0]
+    while len(picks) < k:
+        row = L[picks[-1]].clone()
+        L.addr_(row, row / row[picks[-1]], alpha=-1)
+        gain = L.diagonal().clone()
+        gain[picks] = -torch.inf
+        picks.append(int(gain.argmax()))
+    return picks
+
+
+@pytest.mark.parametrize(("block", "items", "k"), [(1, 2000, 20), (7, 300, 60), (subsets.BLOCK, subsets.ITEMS, 150)])
+def test_blocks_of_picks_are_those_of_a_dense_kernel(monkeypatch, block, items, k):
+    """Blocks of one and of many, items that catch up in uneven tiles, and real latents' kind of spectrum."""
+    monkeypatch.setattr(subsets, "BLOCK", block)
+    monkeypatch.setattr(subsets, "ITEMS", items)
+    z = latents(2000, 48, mean=0.3) / torch.arange(1, 49) ** 0.5
+    seen = []
+    picks = greedy_kdpp(z, k, watch=seen.append)
+    assert picks.tolist() == eliminated(z, k)
+    assert seen[-1] == k and seen == sorted(set(seen)) and max(np.diff(seen)) <= block
+    assert len(seen) < k / 2 or block == 1  # blocks are of more than one pick
+
+
+def test_of_equal_gains_the_first_item_is_picked():
+    axes = torch.eye(40, dtype=torch.float64)
+    picks = greedy_kdpp(torch.cat([axes, axes, axes]), 40, kernel=lambda cosine: cosine)
+    assert picks.tolist() == list(range(40))  # all gain the same; none of the copies
+
+
+def kdpp_with(monkeypatch, part, broken):
+    monkeypatch.setattr(subsets, part, broken)
+    return greedy_kdpp
+
+
+def trusts_its_candidates(gain, count):
+    return true_candidates(gain, count)[0], -math.inf
+
+
+def catches_up_without_the_past(block, triangle, z, kernel, factor, gain, t):
+    row = kernel(z[block] @ z.T)
+    factor[t : t + len(block)] = torch.linalg.solve_triangular(triangle.T, row, upper=False)
+    gain -= (factor[t : t + len(block)] ** 2).sum(0)
+    gain[block] = -torch.inf
+
+
+def catches_up_in_part(block, triangle, z, kernel, factor, gain, t):
+    true_catch_up(block[:1], triangle[:1, :1], z, kernel, factor, gain, t)
+    gain[block] = -torch.inf
+
+
+true_candidates, true_catch_up = subsets._candidates, subsets._catch_up
+
+
+@pytest.mark.parametrize(
+    ("part", "broken"),
+    [
+        ("_candidates", trusts_its_candidates),
+        ("_catch_up", catches_up_without_the_past),
+        ("_catch_up", catches_up_in_part),
+        ("_catch_up", lambda block, triangle, z, kernel, factor, gain, t: gain.__setitem__(block, -math.inf)),
+    ],
+    ids=["trusts its candidates", "without the past", "the first of a block only", "never"],
+)
+def test_broken_blocks_are_caught(monkeypatch, part, broken):
+    with pytest.raises(AssertionError):
+        check_kdpp(kdpp_with(monkeypatch, part, broken))
+
+
 def test_single_precision_picks_the_same_while_gains_are_large():
     z = latents(2000, 64)
     assert greedy_kdpp(z, 200, single=True).equal(greedy_kdpp(z, 200))
@@ -328,8 +399,10 @@ def test_no_matrix_of_all_pairs_is_ever_made(monkeypatch):
         largest = max(largest, cosine.numel())
         return squared_kernel(cosine)
 
+    monkeypatch.setattr(subsets, "BLOCK", 4)
+    monkeypatch.setattr(subsets, "ITEMS", 50)
     greedy_kdpp(latents(500, 8), 20, kernel=watched)
-    assert largest == 500
+    assert 200 <= largest <= 500  # 4 picks at 50 items; or a few candidates among themselves
     assert subsets.MIN_GAIN == 1e-10
 
 
