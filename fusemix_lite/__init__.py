@@ -21,6 +21,7 @@ _EXPORTS = {
     "store": ["LatentStore"],
     "training": ["FitResult", "fit"],
     "encoders": ["load_encoder"],
+    "composed": ["callable_encoder"],
     "extraction": ["cached_latents", "extract", "use_cache"],
     "datasets": ["SoundingScenes", "scene_pairs"],
     "profiles": ["profile"],

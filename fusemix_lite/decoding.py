@@ -88,12 +88,12 @@ def as_sound(item: Any) -> tuple[np.ndarray, int]:
     if isinstance(item, str | Path | bytes):
         samples, rate = _read_sound(item)
     elif isinstance(item, tuple) and len(item) == 2:
-        samples, rate = np.asarray(item[0]), item[1]
+        samples, rate = _as_array(item[0]), item[1]
         if not isinstance(rate, int | float | np.number) or rate != int(rate) or rate < 1:
             raise FuseMixLiteError(f"{_name(samples)} comes with {rate!r:.40} for a rate: samples a second are needed")
         samples, rate = _mono(samples, _name(item)), int(rate)
     else:
-        samples, rate = np.asarray(item), ARRAY_RATE
+        samples, rate = _as_array(item), ARRAY_RATE
         if samples.ndim != 1 or samples.dtype.kind != "f":
             raise FuseMixLiteError(
                 f"{_name(item)} is no mono sound: float32 samples (T,) at {ARRAY_RATE} Hz, (samples, rate) or a path are needed"
@@ -123,6 +123,13 @@ def blank(modality: str) -> Any:
 def first_line(error: Exception) -> str:
     """The first line of a message that may have many."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _as_array(item: Any) -> np.ndarray:
+    try:
+        return np.asarray(item)
+    except Exception:  # lists of different lengths, tensors on a device
+        return np.empty((), object)  # which is no sound
 
 
 def _mono(samples: np.ndarray, name: str) -> np.ndarray:
@@ -183,6 +190,6 @@ def _name(item: Any) -> str:
     if isinstance(item, bytes):
         return f"a file of {len(item)} bytes"
     if isinstance(item, tuple) and len(item) == 2:
-        return f"{_name(np.asarray(item[0]))} at {item[1]!r:.20} Hz"
+        return f"{_name(_as_array(item[0]))} at {item[1]!r:.20} Hz"
     says = isinstance(item, str | Path) or (callable(item) and type(item).__str__ is not object.__str__)
     return str(item) if says else type(item).__name__

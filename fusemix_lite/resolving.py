@@ -92,13 +92,15 @@ def resolve_encoder(name: str | Path, revision: str | None = None, clean: bool =
     folder, commit = _find_folder(asked, revision)
     known = commit or asked.base in LITE_ENCODERS or (asked.base in PACKAGES and not Path(asked.base).is_dir())
     library = asked.library or _library_of(folder)
+    if not known and library == _library_of(folder):
+        asked = asked._replace(library="")  # the folder says so itself
     weights = sorted(folder.glob("*.safetensors"))
     config = folder / _CONFIG[library]
     if not config.is_file() or not weights:
         entry = ENCODERS.get(asked.key)
         note = f" ({entry.note})" if commit and entry and entry.note else ""
         raise FuseMixLiteError(f"{folder} holds no encoder: it needs {config.name} and model.safetensors{note}")
-    settings = _settings(asked, folder, library) if known else _settings(asked._replace(base="", library=""), folder, library)
+    settings = _settings(asked if known else asked._replace(base=""), folder, library)
     found = commit or _sha256((config, *weights))
     where = asked.base if known else folder.name
     if revision and found != revision and not commit:

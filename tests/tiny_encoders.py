@@ -39,8 +39,10 @@ def whisper_features() -> hf.WhisperFeatureExtractor:
     return hf.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
 
 
-def bert(layers: int = 2, **options) -> hf.BertModel:
+def bert(layers: int = 2, spread: float = 0.02, **options) -> hf.BertModel:
+    """With a wide spread of its weights the first token hears of the others, as in a trained one."""
     config = hf.BertConfig(
+        initializer_range=spread,
         vocab_size=VOCABULARY,
         hidden_size=16,
         num_hidden_layers=layers,
@@ -132,19 +134,180 @@ def ast() -> hf.ASTModel:
     return hf.ASTModel(config)
 
 
+def dinov3() -> hf.DINOv3ViTModel:
+    config = hf.DINOv3ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    return hf.DINOv3ViTModel(config)
+
+
+def dinov3_processor() -> hf.DINOv3ViTImageProcessor:
+    return hf.DINOv3ViTImageProcessor(size={"height": 32, "width": 32})
+
+
+VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT = {**VISION, "vocab_size": VOCABULARY, "max_position_embeddings": 32, "bos_token_id": 2, "eos_token_id": 3}  # CLS, SEP
+
+
+def clip_vision() -> hf.CLIPVisionModel:
+    return hf.CLIPVisionModel(hf.CLIPVisionConfig(**VISION, image_size=32, patch_size=8))
+
+
+def clip_text() -> hf.CLIPTextModel:
+    return hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT))
+
+
+def clip() -> hf.CLIPModel:
+    vision = {**VISION, "image_size": 32, "patch_size": 8}
+    return hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=8))
+
+
+def modernbert() -> hf.ModernBertModel:
+    """What GTE's newest stands on."""
+    config = hf.ModernBertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        local_attention=4,
+        initializer_range=0.3,
+        global_attn_every_n_layers=3,
+        **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3},
+    )
+    return hf.ModernBertModel(config)
+
+
+HTSAT = {
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 2, 2],
+    "patch_embeds_hidden_size": 4,
+    "hidden_size": 32,
+    "spec_size": 64,
+    "num_mel_bins": 32,
+    "window_size": 2,
+}
+
+
+def clap_audio(fusion: bool = False) -> hf.ClapAudioModel:
+    return with_statistics(hf.ClapAudioModel(hf.ClapAudioConfig(**HTSAT, enable_fusion=fusion)))
+
+
+def clap() -> hf.ClapModel:
+    return with_statistics(hf.ClapModel(hf.ClapConfig(text_config=TEXT, audio_config=HTSAT, projection_dim=8)))
+
+
+def clap_features(truncation: str = "rand_trunc") -> hf.ClapFeatureExtractor:
+    """Of at most two seconds."""
+    return hf.ClapFeatureExtractor(
+        feature_size=32,
+        sampling_rate=16_000,
+        hop_length=320,
+        max_length_s=2,
+        fft_window_size=512,
+        frequency_max=8_000,
+        truncation=truncation,
+    )
+
+
+WAVES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (8, 8, 8),
+    "conv_stride": (8, 5, 4),  # a frame is 10 ms
+    "conv_kernel": (16, 10, 4),
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}  # as the large ones have it
+
+
+def waves() -> hf.Wav2Vec2FeatureExtractor:
+    return hf.Wav2Vec2FeatureExtractor()
+
+
 PARTS = {
     "dinov2": (dinov2, image_processor),
+    "dinov3": (dinov3, dinov3_processor),
+    "clip vision": (clip_vision, image_processor),
+    "clip text": (clip_text, tokenizer),
+    "clip": (clip, image_processor),
+    "modernbert": (modernbert, tokenizer),
+    "clap audio": (clap_audio, clap_features),
+    "clap audio, fused": (lambda: clap_audio(fusion=True), lambda: clap_features("fusion")),
+    "clap": (clap, clap_features),
+    "wav2vec2": (lambda: hf.Wav2Vec2Model(hf.Wav2Vec2Config(**WAVES)), waves),
+    "wav2vec2, layer norm": (lambda: hf.Wav2Vec2Model(hf.Wav2Vec2Config(**WAVES, **LAYER_NORM)), waves),
+    "hubert": (lambda: hf.HubertModel(hf.HubertConfig(**WAVES, **LAYER_NORM)), waves),
+    "wavlm": (lambda: hf.WavLMModel(hf.WavLMConfig(**WAVES, **LAYER_NORM)), waves),
     "resnet": (lambda: resnet(3), image_processor),
     "mobilenet_v2": (mobilenet_v2, lambda: image_processor(64)),
     "swin": (swin, image_processor),
     "ijepa": (ijepa, image_processor),
     "bert": (bert, tokenizer),
+    "bert, spread": (lambda: bert(spread=0.3), tokenizer),
     "bag of words": (lambda: bert(layers=0), tokenizer),
     "whisper": (whisper, whisper_features),
     "whisper with decoder": (lambda: whisper(decoder_layers=1), whisper_features),
     "log-mel resnet": (lambda: resnet(1), whisper_features),
     "ast": (ast, lambda: hf.ASTFeatureExtractor(num_mel_bins=16, max_length=200)),
 }
+
+
+def save_sentence(folder: Path, kind: str = "bert", more: tuple[str, ...] = ("Normalize",), **pooling: bool) -> Path:
+    """A folder as sentence-transformers writes it: the model, and what it does with its tokens."""
+    save(folder, kind)
+    steps = [("Transformer", ""), ("Pooling", "1_Pooling"), *((name, f"{i}_{name}") for i, name in enumerate(more, 2))]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (name, path) in enumerate(steps)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    flags = {f"pooling_mode_{name}": on for name, on in {"cls_token": False, "mean_tokens": False, **pooling}.items()}
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **flags}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16, "do_lower_case": False}))
+    return folder
+
+
+def save_timm(folder: Path, architecture: str = "vit_tiny_patch16_224", **options) -> Path:
+    """A folder as timm writes it for the hub."""
+    import timm
+    from timm.models._hub import save_for_hf
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = with_statistics(timm.create_model(architecture, num_classes=5, **options)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():  # the initial ones are so small that a picture hardly matters
+                parameter.uniform_(0.5, 1) if parameter.ndim == 1 else parameter.mul_(10)
+    save_for_hf(model, folder, model_args=options, safe_serialization=True)
+    return folder
+
+
+TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+def save_open_clip(folder: Path) -> Path:
+    """A folder as open_clip writes it for the hub, with its own tokenizer: a caption's 20 tokens out of 49,408."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    vision = {"image_size": 32, "layers": 2, "width": 16, "patch_size": 8, "head_width": 8}
+    text = {"context_length": 20, "vocab_size": 49_408, "width": 8, "heads": 2, "layers": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CLIP(embed_dim=12, vision_cfg=vision, text_cfg=text).eval()
+    folder.mkdir()
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors", {"format": "pt"})
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    preprocess = {"mean": [0.48, 0.45, 0.40], "std": [0.26, 0.26, 0.27]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    return folder
 
 
 def save(folder: Path, kind: str, half: bool = True, **settings: str) -> Path:
