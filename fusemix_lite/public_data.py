@@ -105,7 +105,7 @@ def _find(name: str, split: str, folder: Path):
 def _opened(name: str, split: str, media: str, layout: Layout, collected: Collected, found: Resolved) -> PublicPairs:
     names = found.names
     if layout.partial and found.there is None:
-        found = found._replace(there=[i for i, file in enumerate(names) if (found.root / file).is_file()])
+        found = found._replace(there=[i for i, file in enumerate(names) if os.path.isfile(os.path.join(found.root, file))])
     if layout.partial and len(found.there) < len(names):
         gone = len(names) - len(found.there)
         warnings.warn(f"{name}: {gone:,} of {len(names):,} pictures were never fetched and are left out", stacklevel=4)

@@ -1,9 +1,8 @@
 """WebDataset shards as `img2dataset` writes them: tar files with 000000000.jpg, .txt and .json for every pair.
 
-A shard is read once from end to end, for the places of its pictures and the captions; that list is kept in the cache, so
-that the 576 shards of CC3M are scanned once. Nothing is unpacked and no name in a shard ever reaches the disk. Only
-pictures, sounds, text and JSON are read; whatever else a shard holds (pickled arrays, in other people's shards) is passed
-over.
+A shard is gone through once, for the places of its pictures and the captions; that list is kept in the cache, since the 576
+shards of CC3M take ten minutes or so. Nothing is unpacked and no name in a shard ever reaches the disk. Only pictures, sounds,
+text and JSON are read; whatever else a shard holds (pickled arrays, in other people's shards) is passed over.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ import json
 import tarfile
 import warnings
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +41,9 @@ def read_shards(shards: Sequence[Path], name: str, split: str, media: str = "ima
 
     Raises FuseMixLiteError naming the shard: not a tar file, cut short, captions that are not UTF-8, nothing in it.
     """
-    samples = [index_shard(shard, media) for shard in shards]
+    from tqdm import tqdm
+
+    samples = [index_shard(shard, media) for shard in tqdm(shards, desc=f"reading shards of {name}", unit=" shards", delay=5)]
     rows = (
         (f"{shard}, {sample.key}", Row(f"{shard.stem}/{sample.key}", (sample.key,), [sample.text]))
         for shard, found in zip(shards, samples, strict=True)
@@ -78,40 +79,61 @@ def index_shard(shard: Path, media: str = "image") -> list[Sample]:
 
 
 def _scan(shard: Path, media: str) -> list[Sample]:
-    places: dict[str, tuple[int, int]] = {}
-    texts: dict[str, str] = {}
-    captions: dict[str, str] = {}
-    odd = 0
-    try:
-        with tarfile.open(shard, "r:") as archive:
-            for member in archive:
-                path = PurePosixPath(member.name)
-                if member.isdir():
-                    continue
-                if not member.isreg() or path.is_absolute() or ".." in path.parts:
-                    odd += 1  # a link, a device, a path that leaves the folder: nothing that img2dataset writes
-                    continue
-                stem, _, suffix = path.name.partition(".")
-                key = (path.parent / stem).as_posix()
-                if f".{suffix.lower()}" in SUFFIXES[media]:
-                    if key in places:
-                        raise FuseMixLiteError(f"{shard}: {member.name} is the second file of its key: fetch it again")
-                    places[key] = (member.offset_data, member.size)
-                elif suffix == "txt":
-                    texts[key] = archive.extractfile(member).read().decode()
-                elif suffix == "json":
-                    content = json.loads(archive.extractfile(member).read())
-                    captions[key] = (content.get("caption") if isinstance(content, dict) else None) or ""
-    except (tarfile.TarError, EOFError) as error:
-        raise FuseMixLiteError(f"{shard} is no whole tar file ({error}): fetch it again") from error
-    except ValueError as error:
-        if isinstance(error, FuseMixLiteError):
-            raise
-        raise FuseMixLiteError(f"{shard}: {member.name} cannot be read ({error}): fetch it again") from error
-    if places and max(offset + size for offset, size in places.values()) > shard.stat().st_size:
-        raise FuseMixLiteError(f"{shard} is cut short: fetch it again")
+    places, texts, captions, odd = _members(shard, media)
     if not places:
         raise FuseMixLiteError(f"{shard} holds no {media} file: fetch it again")
     if odd:
-        warnings.warn(f"{shard}: {odd} links or paths that leave the folder were passed over", stacklevel=4)
-    return [Sample(key, *place, texts.get(key, captions.get(key, ""))) for key, place in places.items()]
+        warnings.warn(f"{shard}: {odd} links or paths that leave the folder were passed over", stacklevel=5)
+    samples = []
+    with shard.open("rb") as opened:
+
+        def content(name: str, offset: int, size: int) -> bytes:
+            opened.seek(offset)
+            found = opened.read(size)
+            if len(found) < size:
+                raise FuseMixLiteError(f"{shard} is no whole tar file ({name} is cut short): fetch it again")
+            return found
+
+        for key, (name, offset, size) in places.items():
+            text = ""
+            told = texts.get(key) or captions.get(key)  # the JSON is looked into where there is no text
+            try:
+                if key in texts:
+                    text = content(*told).decode()
+                elif told:
+                    about = json.loads(content(*told))
+                    text = (about.get("caption") if isinstance(about, dict) else None) or ""
+            except ValueError as error:
+                if isinstance(error, FuseMixLiteError):
+                    raise
+                raise FuseMixLiteError(f"{shard}: {told[0]} cannot be read ({error}): fetch it again") from error
+            if offset + size > shard.stat().st_size:
+                raise FuseMixLiteError(f"{shard} is no whole tar file ({name} is cut short): fetch it again")
+            samples.append(Sample(key, offset, size, text))
+    return samples
+
+
+def _members(shard: Path, media: str) -> tuple[dict, dict, dict, int]:
+    """Name, offset and size of media, .txt and .json files, by key; and how many members are nothing of the kind."""
+    places, texts, captions, odd = {}, {}, {}, 0
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                parts = member.name.split("/")
+                if not member.isreg() or parts[0] == "" or ".." in parts:
+                    odd += 1  # a link, a device, a path that leaves the folder: nothing that img2dataset writes
+                    continue
+                stem, _, suffix = parts[-1].partition(".")
+                key, suffix = "/".join([*parts[:-1], stem]), suffix.lower()
+                place = (member.name, member.offset_data, member.size)
+                if f".{suffix}" in SUFFIXES[media]:
+                    if key in places:
+                        raise FuseMixLiteError(f"{shard}: {member.name} is the second file of its key: fetch it again")
+                    places[key] = place
+                elif suffix in ("txt", "json"):
+                    (texts if suffix == "txt" else captions)[key] = place
+    except (tarfile.TarError, EOFError) as error:
+        raise FuseMixLiteError(f"{shard} is no whole tar file ({error}): fetch it again") from error
+    return places, texts, captions, odd

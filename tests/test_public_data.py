@@ -175,6 +175,11 @@ def test_links_and_names_that_leave_the_folder_are_passed_over(tmp_path):
     assert len(dataset) == 6 and not any("evil" in item or "9" in item[-2:] for item in dataset.items)
 
 
+def add_pair(archive, name, content):
+    small.add(archive, "9.jpg", b"x")
+    small.add(archive, name, content)
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -185,12 +190,12 @@ def test_links_and_names_that_leave_the_folder_are_passed_over(tmp_path):
         (lambda file: small.shard(file, range(0), []), "holds no image file"),
         (lambda file: small.shard(file, range(2), [["a"]] * 2, lambda a: small.add(a, "000000000.jpg", b"")), "second file"),
         (
-            lambda file: small.shard(file, range(2), [["a"]] * 2, lambda a: small.add(a, "1.txt", b"\xff")),
-            "1.txt cannot be read",
+            lambda file: small.shard(file, range(2), [["a"]] * 2, lambda a: add_pair(a, "9.txt", b"\xff")),
+            "9.txt cannot be read",
         ),
         (
-            lambda file: small.shard(file, range(2), [["a"]] * 2, lambda a: small.add(a, "1.json", b"{")),
-            "1.json cannot be read",
+            lambda file: small.shard(file, range(2), [["a"]] * 2, lambda a: add_pair(a, "9.json", b"{")),
+            "9.json cannot be read",
         ),
     ],
 )
