@@ -103,6 +103,7 @@ def _of_latents(parts: Mapping[str, LatentPairs]) -> Iterable[Finding]:
     """Near-duplicates between each two parts; "train", where there is one, is what the others are compared with."""
     if len(parts) < 2:
         return
+    parts = {name: pairs.loaded() for name, pairs in parts.items()}
     mean = torch.cat([pairs.x for pairs in parts.values()]).mean(0)
     for known, asked in combinations(sorted(parts, key=lambda name: name != "train"), 2):
         best, place = _nearest(parts[asked].x - mean, parts[known].x - mean)

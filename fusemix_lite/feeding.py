@@ -22,6 +22,7 @@ import torch
 from .decoding import decode
 from .encoders import BaseEncoder
 from .errors import FuseMixLiteError
+from .torchvision_fix import import_torchvision_safely
 
 AHEAD = 2  # batches that wait for the device, a worker
 
@@ -123,6 +124,7 @@ def _start(job: bytes) -> None:
     global _job
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
     torch.set_num_threads(1)
+    import_torchvision_safely()
     _job = pickle.loads(job)
 
 

@@ -149,6 +149,8 @@ class LatentPairs:
 
     def loaded(self) -> "LatentPairs":
         """The same pairs in memory."""
+        if isinstance(self.x, Tensor) and isinstance(self.y, Tensor):
+            return self
         return LatentPairs(_read(self.x), _read(self.y), self.owner, self.names, self.item_ids)
 
     def per_item(self) -> tuple[Tensor, Tensor]:

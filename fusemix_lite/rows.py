@@ -71,6 +71,11 @@ class StoredRows:
         """Read everything: (N, d) float32."""
         return torch.cat(list(self.split(max(1, STATISTICS // self.shape[1]))))
 
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("rows on disk cannot become an array without a copy")
+        return self.tensor().numpy().astype(dtype or np.float32, copy=False)
+
     def std_mean(self) -> tuple[Tensor, Tensor]:
         """Standard deviation (of the population) and mean of every dimension, (d,) each; one tile in memory at a time.
 
