@@ -1,11 +1,12 @@
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fusemix_lite import FuseMixLiteError, LatentStore, store
-from fusemix_lite.store import LatentOrigin, LatentWriter, ShardedRows
+from fusemix_lite.store import ItemIds, LatentOrigin, LatentWriter, ShardedRows
 
 RNG = np.random.default_rng(0)
 LATENTS = RNG.normal(size=(10, 4)).astype(np.float32)
@@ -221,3 +222,125 @@ def test_a_manifest_without_an_entry_is_refused(folder, key):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(FuseMixLiteError, match=f"manifest.json is broken .*{key}"):
         LatentStore.open(folder)
+
+
+# --- millions of rows, and stores of stores -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A store that is too large for ids in its manifest."""
+    monkeypatch.setattr(store, "ROWS_PER_SHARD", 4)
+    monkeypatch.setattr(store, "IDS_IN_MANIFEST", 9)
+    return LatentStore.write(tmp_path / "large", LATENTS, IDS, ORIGIN)
+
+
+def test_ids_of_a_large_store_stay_in_its_shards(large, monkeypatch):
+    assert large.manifest["version"] == 2 and "item_ids" not in large.manifest
+    assert isinstance(large.item_ids, ItemIds) and large.item_ids == IDS and list(large.item_ids) == IDS
+    large.verify()
+    monkeypatch.setattr(store, "IDS_IN_MANIFEST", 10)
+    small = LatentStore.write(large.path.with_name("small"), LATENTS, IDS, ORIGIN)
+    assert small.manifest["version"] == 1 and small.item_ids == IDS
+    for file in large.path.glob("shard-*"):
+        assert file.read_bytes() == (small.path / file.name).read_bytes()
+    reads = []
+    plain = store._open_shard
+    monkeypatch.setattr(store, "_open_shard", lambda file: reads.append(file.name) or plain(file))
+    opened = LatentStore.open(large.path)
+    reads.clear()
+    assert opened.array[7].tolist() == LATENTS[7].tolist() and reads == []  # opened and used without reading an id
+    assert opened.item_ids[7] == opened.item_ids[-3] == IDS[7] and len(reads) == 3
+
+
+def test_a_large_store_whose_ids_are_no_strings_is_refused(large):
+    file = large.path / "shard-00001.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'\\"item-2\\", ', b'          2, '))
+    with pytest.raises(FuseMixLiteError, match="shard-00001.safetensors is broken .*item ids must be strings"):
+        LatentStore.open(large.path)
+
+
+def test_item_ids_are_a_list_to_look_at():
+    names = ["a", "", "ü/猫.jpg", "\ud800", "a"]
+    ids = ItemIds([names[:2], [], names[2:]])
+    assert len(ids) == 5 and list(ids) == names == ids[:] and ids[-1] == "a" and ids[1:3] == names[1:3]
+    assert ids[[2, 0, 2]] == ids[np.array([2, 0, 2])] == [names[2], "a", names[2]]
+    assert ids == names == ids and ids == ItemIds([names]) and ids != names[:-1] and ids != [*names[:-1], "b"]
+    assert ItemIds([["ab", "c"]]) != ItemIds([["a", "bc"]]) and ids != "aü" and "猫" not in ids and "" in ids
+    assert ids.index("ü/猫.jpg") == 2 and repr(ItemIds([])) == "ItemIds(0)" and "5: 'a'" in repr(ids)
+    with pytest.raises(IndexError):
+        ids[5]
+
+
+@pytest.fixture
+def parts(tmp_path, folder):
+    """Two stores of one encoder, of different data sets; of the second one item was left out."""
+    origin = LatentOrigin("sea", 5, "text", "lite-text-a", "0123456789abcdef", "fedcba")
+    writer = LatentWriter(tmp_path / "sea", origin, "float32")
+    left_out = {"index": 3, "item_id": "item-3", "path": None, "reason": "empty"}
+    writer.write(0, LATENTS[:4] + 1, ["item-0", "item-1", "item-2", "item-4"], [left_out])
+    return LatentStore.open(folder), writer.finish(1)
+
+
+def check_merged(merged, prefixes=("", "sea/")):
+    np.testing.assert_array_equal(np.asarray(merged.array), np.concatenate([LATENTS, LATENTS[:4] + 1]))
+    sea = ["item-0", "item-1", "item-2", "item-4"]
+    assert list(merged.item_ids) == [prefixes[0] + item for item in IDS] + [prefixes[1] + item for item in sea]
+    assert merged.origin.items == 15 and merged.origin.dataset_id == f"{prefixes[0]}world+{prefixes[1]}sea"
+    left_out = {"index": 13, "item_id": f"{prefixes[1]}item-3", "path": None, "reason": "empty"}
+    assert merged.quarantine == [left_out] and merged.manifest["quarantined"] == 1
+    merged.verify()
+
+
+def test_stores_of_one_encoder_are_merged(tmp_path, parts):
+    merged = LatentStore.merge(parts, tmp_path / "merged", ["", "sea/"])
+    check_merged(merged)
+    before = {file.name: file.stat().st_mtime_ns for file in merged.path.iterdir()}
+    LatentStore.merge([str(part.path) for part in parts], tmp_path / "merged", ["", "sea/"])
+    assert {file.name: file.stat().st_mtime_ns for file in merged.path.iterdir()} == before
+    with pytest.raises(FuseMixLiteError, match="holds 15 items of world.sea/sea .* choose another folder"):
+        LatentStore.merge(parts, tmp_path / "merged", ["a/", "b/"])
+    (merged.path / "manifest.json").unlink()  # as if it had died
+    (merged.path / "shard-00001.safetensors").unlink()
+    check_merged(LatentStore.merge(parts, tmp_path / "merged", ["", "sea/"]))
+    again = LatentStore.merge([merged, merged], tmp_path / "again", ["one/", "two/"])
+    assert len(again) == 28 and again.quarantine[1]["index"] == 28 and again.item_ids[14] == "two/item-0"
+
+
+def test_stores_that_do_not_go_together_are_not_merged(tmp_path, parts):
+    world, sea = parts
+    for given, prefixes, message in (
+        (parts, None, f"{world.path} and {sea.path} share the item id 'item-0': give prefixes"),
+        (parts, ["a", "a"], "share the item id 'aitem-0'"),
+        (parts, ["a"], "2 stores, 1 prefixes"),
+        ([world], None, "1 stores"),
+    ):
+        with pytest.raises(FuseMixLiteError, match=message):
+            LatentStore.merge(given, tmp_path / "out", prefixes)
+    others = {
+        "encoder_id lite-text-b": (replace(ORIGIN, encoder_id="lite-text-b"), LATENTS),
+        "encoder_revision ffff": (replace(ORIGIN, encoder_revision="ffff"), LATENTS),
+        "preprocessing_hash eeee": (replace(ORIGIN, preprocessing_hash="eeee"), LATENTS),
+        "precision bf16": (replace(ORIGIN, precision="bf16"), LATENTS),
+        "dimension 3": (ORIGIN, LATENTS[:, :3]),
+        "dtype float16": (ORIGIN, LATENTS.astype(np.float16)),
+    }
+    for number, (what, (origin, latents)) in enumerate(others.items()):
+        other = LatentStore.write(tmp_path / f"other-{number}", latents, [f"new-{i}" for i in range(10)], origin)
+        key, value = what.split()
+        message = rf"{world.path} is by lite-text-a \({key} .*{other.path} is by lite-text-[ab] \({key} {value}"
+        with pytest.raises(FuseMixLiteError, match=message):
+            LatentStore.merge([world, other], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("broken", ["prefix of the other", "rows of the first", "not merged"])
+def test_breaks_of_merging_are_found(tmp_path, parts, broken):
+    if broken == "prefix of the other":
+        merged = LatentStore.merge(parts, tmp_path / "merged", ["sea/", ""])
+    elif broken == "rows of the first":
+        merged = LatentStore.merge([parts[0], parts[0]], tmp_path / "merged", ["", "sea/"])
+    else:
+        merged = parts[0]
+    with pytest.raises(AssertionError):
+        check_merged(merged)
