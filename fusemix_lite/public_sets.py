@@ -82,7 +82,7 @@ _SHARDS = {
 
 
 _FLICKR30K = ("flickr30k-images", "flickr30k_images/flickr30k_images", "flickr30k_images", "images", "Images", "")
-_FLICKR8K = ("Flicker8k_Dataset", "Flickr8k_Dataset", "images", "Images", "")
+_FLICKR8K = ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Flickr8k_Dataset", "images", "Images", "")
 _MINILM = "all-MiniLM-L6-v2 was tuned on captions of COCO and Flickr30K among a billion pairs of sentences (no picture)."
 _WEB_POOL = (
     "DINOv2's LVD-142M holds photos of the web that resemble ImageNet, Google Landmarks and fine-grained sets. The web pool "
