@@ -175,11 +175,12 @@ def callable_encoder(
 ) -> CallableEncoder:
     """An encoder of a function that takes a list of B items and returns latents (B, D): an array, a tensor, or lists.
 
-    The items are RGB `PIL.Image`s, captions, or float32 mono arrays (T,) at `rate`, decoded and checked as for every other
-    encoder; `clean` cleans captions as the official code does. `id` and `revision` say who made the latents, and are all that
-    a cache knows of the function: change the revision when it starts to give others. `dim` saves the call with a blank item
-    that finds it out. Batches are as large as `extract` is told; retries and limits of an API are the function's own affair: an
-    exception stops the extraction, which goes on where it stood when it is called again.
+    The items are pictures (RGB, of Pillow), captions, or float32 mono arrays (T,) at `rate`, decoded and checked as for every
+    other encoder; `clean` cleans captions as the official code does. `id` and `revision` say who made the latents, and are
+    all that a cache knows of the function: change the revision when it starts to give others. `dim` saves the call with a
+    blank item that finds it out. Batches are as large as `extract` is told; retries and limits of an API are the function's
+    own affair: an exception stops the extraction, which goes on where it stood when it is called again. Its latents are taken
+    as any other's::
 
         encoder = fl.callable_encoder(ask_the_api, id="some-api/text-v3", modality="text", revision="2026-11")
         fl.extract(dataset, encoder, "latents/text")
