@@ -128,7 +128,7 @@ def before_run(
     seeds: int | None = None,
     tuned: bool = True,
     machine: Machine | None = None,
-    cached: bool = True,
+    local: bool = True,
 ) -> Forecast:
     """What runs of these arms will take, extraction included, against what a machine has.
 
@@ -138,18 +138,19 @@ def before_run(
         seeds: runs an arm; None: as many as a record of the profile has.
         tuned: whether each arm runs over the grid first.
         machine: None: this one.
-        cached: whether latents that are in the cache are left out; False: as where nothing has been extracted yet.
+        local: whether what is on this machine counts: latents in the cache, the sizes of data sets that are here. False: the
+            same answer on every machine.
     """
     machine = machine or this_machine(p.device)
-    extraction, unknown = _extraction(p, arms, machine, cached)
-    fusion, skipped = _fusion(p, arms, p.seeds if seeds is None else seeds, tuned, machine)
+    extraction, unknown = _extraction(p, arms, machine, local)
+    fusion, skipped = _fusion(p, arms, p.seeds if seeds is None else seeds, tuned, machine, local)
     forecast = Forecast(machine, [*extraction, *fusion], left_out=[*unknown, *skipped])
     return replace(forecast, warnings=list(_warnings(forecast, p)))
 
 
-def before_experiment(name: str, p: Profile, machine: Machine | None = None, cached: bool = True) -> Forecast:
+def before_experiment(name: str, p: Profile, machine: Machine | None = None, local: bool = True) -> Forecast:
     """What the record of an experiment (`arms.EXPERIMENTS`) will take under a profile; see `before_run`."""
-    return before_run(*plan(name, p), machine=machine, cached=cached)
+    return before_run(*plan(name, p), machine=machine, local=local)
 
 
 def largest_batch(p: Profile, pairs: int, dims: dict[str, int], memory: float, latents: bool = True) -> int | None:
@@ -165,7 +166,7 @@ def largest_batch(p: Profile, pairs: int, dims: dict[str, int], memory: float, l
 
 
 def projection(p: Profile, titles: dict[str, str], devices: Iterable[str]) -> list[dict]:
-    """What tables of the paper take, one row a table and device: hours of extraction (every encoder over everything, once) and
+    """What tables of the paper take, one row a table and device: time of extraction (every encoder over everything, once) and
     of one fusion run of its first arm; gigabytes of latents on disk, and of what the run holds on the device besides them;
     pairs in the loss, and how many fit, the batch halved as often as need be.
 
@@ -177,21 +178,21 @@ def projection(p: Profile, titles: dict[str, str], devices: Iterable[str]) -> li
     rows = []
     for title, name in titles.items():
         scaled, arms = plan(name, p)
-        pairs, items, dims = _first(scaled, arms[0])
+        pairs, items, dims = _first(scaled, arms[0], local=False)
         cost = _one_run(scaled, pairs, dims, items)
-        besides = cost.total_bytes - cost.bytes["latents"]
         for device in devices:
             machine = sheet_machine(device)
-            once, _ = _extraction(scaled, arms, machine, cached=False)
+            once, _ = _extraction(scaled, arms, machine, local=False)
+            fit = largest_batch(scaled, pairs, dims, HEADROOM * machine.device, latents=False)
             rows.append({
                 "what": title,
                 "device": f"{device}, {machine.device / GB:.0f} GB",
-                "extraction (h)": sum(need.seconds for need in once) / 3600,
-                "one run (h)": cost.at(machine.fp32).seconds / 3600,
-                "latents on disk (GB)": sum(need.disk for need in once) / GB,
-                "held besides latents (GB)": besides / GB,
-                "pairs in the loss": scaled.batch_size,
-                "fit": largest_batch(scaled, pairs, dims, HEADROOM * machine.device, latents=False),
+                "extraction": duration(sum(need.seconds for need in once)),
+                "one run": duration(cost.at(machine.fp32).seconds),
+                "latents on disk": _gb(sum(need.disk for need in once)),
+                "besides, on the device": _gb(cost.total_bytes - cost.bytes["latents"]),
+                "pairs in the loss": f"{scaled.batch_size:,}",
+                "of them fit": "none" if fit is None else f"{fit:,}",
             })  # fmt: skip
     return rows
 
@@ -263,8 +264,8 @@ def _weights(encoder) -> float:
     return float(sum(weight.numel() for weight in encoder.model.parameters()))
 
 
-def _extraction(p: Profile, arms: Sequence[dict], machine: Machine, cached: bool) -> tuple[list[Need], list[str]]:
-    """One need for all latents, less those in the cache where `cached`, and the encoders that nothing is known of."""
+def _extraction(p: Profile, arms: Sequence[dict], machine: Machine, local: bool) -> tuple[list[Need], list[str]]:
+    """One need for all latents, less those in the cache where `local`, and the encoders that nothing is known of."""
     from .experiments import needed
 
     flops = seconds = size = largest = 0.0
@@ -278,14 +279,14 @@ def _extraction(p: Profile, arms: Sequence[dict], machine: Machine, cached: bool
             for encoder in names.split("+"):
                 told = (source.captions, source.wording, source.noise) if side == "y" else ()
                 key = (split, source.data, source.skew, encoder, told)
-                if key in seen or (cached and _in_cache(split, source, encoder, side, p)):
+                if key in seen or (local and _in_cache(split, source, encoder, side, p)):
                     continue
                 seen.add(key)
                 facts = encoder_facts(encoder)
                 if facts is None:
                     unknown.append(f"{encoder}, which is not on this machine yet")
                     continue
-                items = rows_of(p, split, source, side)
+                items = rows_of(p, split, source, side, local)
                 cost = extraction_cost(items, facts.flops, facts.dim)
                 flops, size = flops + cost.total_flops, size + cost.total_bytes
                 seconds += cost.total_flops / machine.fp16
@@ -299,11 +300,15 @@ def _extraction(p: Profile, arms: Sequence[dict], machine: Machine, cached: bool
     return [Need("extraction", what, seconds, disk=size, **held)], list(dict.fromkeys(unknown))
 
 
-def rows_of(p: Profile, split: str, source, side: str) -> int:
-    """How many items (side "x") or captions ("y") a split has, by the profile and what is known of the data."""
+def rows_of(p: Profile, split: str, source, side: str, local: bool) -> int:
+    """How many items (side "x") or captions ("y") a split has: of public data that are here (where `local`) as many as there
+    are, and else by the profile and what is known of the data."""
+    public = source.data not in ("image-text", "audio-text")
+    here = _rows_here(source.data, split) if local and public else None
+    if here:
+        return here[side] if side == "x" or not source.captions else min(here["y"], here["x"] * source.captions)
     of = p.sounds if _is_sound(source.data, p) else p
     own = {"train": of.train_items, "val": of.val_items, "test": of.test_items}[split]
-    public = source.data not in ("image-text", "audio-text")
     if public and split != "train":
         own = _known_items(source.data, split) or own
     if side == "x":
@@ -311,6 +316,16 @@ def rows_of(p: Profile, split: str, source, side: str) -> int:
     if public and split == "train" and of.train_pairs and not source.captions:
         return of.train_pairs
     return own * (source.captions or of.captions)
+
+
+@cache
+def _rows_here(name: str, split: str) -> dict[str, int] | None:
+    from .experiments import lacks_public, open_public
+
+    if lacks_public(name, split) is not None:
+        return None
+    dataset = open_public(name, split)
+    return {"x": len(dataset), "y": len(dataset.fields("text")[0])}
 
 
 def _is_sound(data: str, p: Profile) -> bool:
@@ -347,7 +362,9 @@ def _in_cache(split: str, source, encoder: str, side: str, p: Profile) -> bool:
 # --- fusion ---------------------------------------------------------------------------------------------------------------
 
 
-def _fusion(p: Profile, arms: Sequence[dict], seeds: int, tuned: bool, machine: Machine) -> tuple[list[Need], list[str]]:
+def _fusion(
+    p: Profile, arms: Sequence[dict], seeds: int, tuned: bool, machine: Machine, local: bool
+) -> tuple[list[Need], list[str]]:
     """One need for all runs, and what of the arms is not counted."""
     seconds = held = ram = 0.0
     runs, left_out = 0, []
@@ -355,7 +372,7 @@ def _fusion(p: Profile, arms: Sequence[dict], seeds: int, tuned: bool, machine: 
         if arm.get("scheme") not in SCHEMES:
             left_out.append(f"arms of {arm.get('scheme', 'pictures drawn')}, which are no fusion")
             continue
-        known = _first(p, arm)
+        known = _first(p, arm, local)
         if known is None:
             left_out.append("fusion with encoders that are not on this machine yet")
             continue
@@ -385,7 +402,7 @@ def _lengths(p: Profile, arm: dict, seeds: int, tuned: bool) -> list[tuple[int, 
     return [*(trials if tuned and len(dropouts) * len(lengths) > 1 else []), (max(lengths), seeds)]
 
 
-def _first(p: Profile, arm: dict) -> tuple[int, int, dict[str, int]] | None:
+def _first(p: Profile, arm: dict, local: bool) -> tuple[int, int, dict[str, int]] | None:
     """Pairs and items that an arm learns from, and its latents' dimensions; None where an encoder is not known."""
     from .experiments import source_of
 
@@ -396,7 +413,7 @@ def _first(p: Profile, arm: dict) -> tuple[int, int, dict[str, int]] | None:
     facts = [[encoder_facts(name) for name in names.split("+")] for names in (source.x_encoder, source.y_encoder)]
     if None in (fact for side in facts for fact in side):
         return None
-    every, captions = (rows_of(p, "train", source, side) for side in ("x", "y"))
+    every, captions = (rows_of(p, "train", source, side, local) for side in ("x", "y"))
     items = min(arm["items"], every)
     names = ("audio" if _is_sound(source.data, p) else "image", "text")
     dims = {name: sum(fact.dim for fact in side) for name, side in zip(names, facts, strict=True)}

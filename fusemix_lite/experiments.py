@@ -136,6 +136,12 @@ def lacks_public(name: str, split: str) -> str | None:
         return str(error)
 
 
+def public_splits(p: Profile, arms: list[dict]) -> list[tuple[str, str]]:
+    """Which splits of public data these arms need, by name."""
+    found = {(data, split) for arm in arms for split, names in sets_of(arm, p).items() for data in names}
+    return sorted((data, split) for data, split in found if data != SCENES and data not in REAL)
+
+
 def first_captions(pairs: LatentPairs, n: int) -> LatentPairs:
     """The pairs with the first `n` rows of y that an item has, or fewer where it has fewer."""
     order = torch.argsort(pairs.owner, stable=True)
@@ -379,8 +385,12 @@ def obtain(name: str, p: Profile, live: str = "slice") -> Record:
     if live == "full":
         tell(*plan(name, p))
         return Record(json.loads(json.dumps(sweep(name, p, p.workers))))
+    scaled, arms = plan(name, p)
+    lack = next(filter(None, (lacks_public(data, split) for data, split in public_splits(scaled, arms))), None)
+    if lack:
+        warnings.warn(f"nothing of {name} can be run here: {lack}", stacklevel=2)
     own = Record.find(name, p.name)
-    return own if own and own.is_of(EXPERIMENTS[name].scale(p)) else Record.load(name, "lite")
+    return own if own and own.is_of(scaled) else Record.load(name, "lite")
 
 
 def tell(p: Profile, arms: list[dict], **options) -> None:
@@ -423,11 +433,11 @@ def live_slice(record: Record, p: Profile, arms: list[dict], metrics: tuple[str,
 def lacks(name: str, p: Profile) -> str | None:
     """What of an experiment's ingredients is not on this machine, with the remedy; None where all are."""
     p, arms = plan(name, p)
-    needed = sorted({(data, split) for arm in arms for split, names in sets_of(arm, p).items() for data in names})
-    for data, split in needed:
-        if data in REAL and not find_latents(data):
+    for data in sorted({data_of(arm) for arm in arms} & set(REAL)):
+        if not find_latents(data):
             return f"the latents of {data} are not here (--latents FOLDER)"
-        if data not in REAL and data != SCENES and (lack := lacks_public(data, split)):
+    for data, split in public_splits(p, arms):
+        if lack := lacks_public(data, split):
             return lack
     for generator in sorted({arm["generator"] for arm in arms if "generator" in arm}):
         if not (WEIGHTS / generator / "model.safetensors").exists():

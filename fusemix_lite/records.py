@@ -128,7 +128,7 @@ def not_yet(name: str, scale: str) -> str:
     made = f"Not yet measured: `python -m fusemix_lite.experiments {name} --profile {scale}` makes it"
     if not p.made_for:
         return f"{made}."
-    forecast = before_experiment(name, p, sheet_machine(p.made_for), cached=False)
+    forecast = before_experiment(name, p, sheet_machine(p.made_for), local=False)
     return f"{made}, in about {duration(forecast.seconds)} on one {p.made_for}, reading of files not counted."
 
 
