@@ -352,6 +352,14 @@ def test_a_union_keeps_its_parts_apart(encoders, tmp_path):
     assert dataset.id != small.quiet(open_dataset, "cc3m+coco+sbu", "train", tmp_path).id
 
 
+def test_values_go_to_worker_processes(tmp_path):
+    small.coco_lavis(tmp_path / "coco"), small.cc3m_shards(tmp_path / "cc3m")
+    values = small.quiet(open_dataset, "coco+cc3m", "train", tmp_path).values
+    copied = pickle.loads(pickle.dumps(values))
+    assert len(pickle.dumps(values)) < 4000 and [v for v in copied] == [v for v in values]
+    assert copied[len(values) - 1]() == small.jpeg(small.N - 1)
+
+
 def test_a_union_says_everything_that_it_lacks(tmp_path):
     small.coco_lavis(tmp_path / "coco")
     line = lacks("coco+sbu+cc3m", "train", tmp_path)
