@@ -101,13 +101,22 @@ def profiles() -> str:
     """The scales side by side: the values in which they differ, under the names that they have in the code."""
     from fusemix_lite.profiles import profile
 
-    shown = [vars(profile(name)) for name in ("lite", "smoke")]
-    lines = ["| value | lite | smoke |", "|---|---|---|"]
+    names = ("smoke", "lite", "colab", "paper")
+    shown = [vars(profile(name)) for name in names]
+    lines = [f"| value | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for key in shown[0]:
-        if key != "name" and shown[0][key] != shown[1][key]:
-            values = [", ".join(map(str, v)) if isinstance(v := at[key], tuple) else str(v) for at in shown]
-            lines.append(f"| `{key}` | {values[0]} | {values[1]} |")
+        if key != "name" and any(at[key] != shown[0][key] for at in shown):
+            lines.append(f"| `{key}` | {' | '.join(_in_words(at[key]) for at in shown)} |")
     return "\n".join(lines) + "\n"
+
+
+def _in_words(value) -> str:
+    """A value of a profile for a reader; what is empty or zero takes no part at that scale."""
+    if isinstance(value, tuple):
+        return ", ".join(map(_in_words, value)) or "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value) or "–"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if value else "–"
 
 
 def profile_source() -> str:
