@@ -125,8 +125,9 @@ def truth(scenes: Sequence[Scene]) -> Seen:
 def agreement(seen: Seen, scenes: Sequence[Scene]) -> dict[str, float]:
     """How far pictures agree with scenes, in %.
 
-    kinds: mean over scenes of 2 |told and seen| / (|told| + |seen|), sets of kinds (Dice): neither drawing little nor
-    drawing everything pays. things: share of scenes with the right number of things. background: share that is right.
+    kinds: mean over scenes of the Dice coefficient of two sets of kinds, those in the scene and those seen: twice the number in
+    common over the sum of both numbers. Neither drawing little nor drawing everything pays. things: share of scenes with the
+    right number of things. background: share that is right.
     size, count, colour, position: *of the things whose kind was drawn*, the share with that factor right; 0 where no kind
     was. found: the share of the scenes' things whose kind was drawn.
     """
