@@ -315,7 +315,8 @@ def _load_source(
             raise FuseMixLiteError(f"latents of {dim} dimensions, not {entry.dim}: a wrong checkpoint")
     except Exception as error:  # the libraries raise many kinds for a damaged folder
         raise FuseMixLiteError(f"encoder {source.id} cannot be loaded from {source.folder}: {first_line(error)}") from error
-    return loaded.setdefault(key, encoder) if key not in loaded else encoder
+    loaded.setdefault(key, encoder)
+    return encoder
 
 
 def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:

@@ -215,7 +215,7 @@ ENCODERS: dict[str, EncoderEntry] = {
         "pooler",
         "BSD-3-Clause",
         layer="last, mean of its two class tokens after the final norm",
-        preprocessing="16 kHz; log-mel frames, cut or padded to 10.24 s",
+        preprocessing="16 kHz; log-mel frames, cut or padded to 10.24 s; by torchaudio where that is there, else by NumPy",
         pretrained_on="ImageNet's labels, then AudioSet's",
         saw_text=True,
         overlaps=("audiocaps",),

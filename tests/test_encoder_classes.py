@@ -327,6 +327,88 @@ def test_htsat_does_not_depend_on_luck_nor_leaves_it_changed(case):
     torch.testing.assert_close(encoder.encode(found.items), first, rtol=0, atol=0)
 
 
+# --- as they were published ---------------------------------------------------------------------------------------------------
+
+
+def renamed(folder, change):
+    """The weights of a folder under other names."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    save_file({change(name): weight for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def old_clip(folder):
+    """CLIP's vision class wrote its names with the tower before them."""
+    tiny.save(folder, "clip vision", half=False)
+    renamed(folder, lambda name: f"vision_model.{name}")
+
+
+def with_a_head(model, kind, make_processor):
+    """A checkpoint of the class that was trained, with more than an encoder in it."""
+
+    def make(folder):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            kind(model().config).save_pretrained(folder)
+        make_processor().save_pretrained(folder)
+
+    return make
+
+
+def old_weight_norm(folder):
+    """Wav2Vec2 as it was pre-trained, its weight norm under the names of an older torch."""
+    with_a_head(tiny.PARTS["wav2vec2, layer norm"][0], hf.Wav2Vec2ForPreTraining, tiny.waves)(folder)
+    before, after = "conv.parametrizations.weight.original", "conv.weight_"
+    renamed(folder, lambda name: name.replace(f"{before}0", f"{after}g").replace(f"{before}1", f"{after}v"))
+
+
+def whole_processor(folder):
+    """CLAP with its processor, saved as one by today's transformers."""
+    tiny.save(folder, "clap", half=False)
+    (folder / "preprocessor_config.json").unlink()
+    hf.ClapProcessor(tiny.clap_features(), tiny.tokenizer()).save_pretrained(folder)
+
+
+def names_of_last_year(folder):
+    """DINOv3's processor under the name that it had in transformers 4."""
+    tiny.save(folder, "dinov3", half=False)
+    file = folder / "preprocessor_config.json"
+    file.write_text(file.read_text().replace("ImageProcessor", "ImageProcessorFast"))
+
+
+PUBLISHED = {
+    "CLIP's vision class": (old_clip, hf.CLIPVisionModel, "image", "pooler"),
+    "Wav2Vec2": (old_weight_norm, hf.Wav2Vec2Model, "audio", "mean"),
+    "AST": (with_a_head(tiny.ast, hf.ASTForAudioClassification, tiny.PARTS["ast"][1]), hf.ASTModel, "audio", "pooler"),
+    "Whisper": (
+        with_a_head(lambda: tiny.whisper(1), hf.WhisperForConditionalGeneration, tiny.whisper_features),
+        hf.WhisperModel,
+        "audio",
+        "mean",
+    ),
+    "CLAP": (whole_processor, hf.ClapModel, "audio", "pooler"),
+    "DINOv3": (names_of_last_year, hf.DINOv3ViTModel, "image", "cls"),
+}
+
+
+@pytest.mark.parametrize("label", PUBLISHED)
+def test_checkpoints_are_read_as_they_were_published(label, tmp_path):
+    make, kind, modality, pooling = PUBLISHED[label]
+    make(tmp_path / "encoder")
+    encoder = load_encoder(tmp_path / "encoder")
+    assert (encoder.modality, encoder.pooling) == (modality, pooling)
+    with encoders._quiet_transformers():
+        bare = kind.from_pretrained(tmp_path / "encoder", dtype=torch.float32)
+    part = {"CLAP": "audio_model", "Whisper": "encoder"}.get(label)
+    bare = getattr(bare, part) if part else bare
+    assert type(bare) is type(encoder.model)
+    ours, theirs = encoder.model.state_dict(), bare.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    if label == "CLAP":
+        assert load_encoder(f"{tmp_path / 'encoder'}#text").encode(["a dog"]).shape == (1, 16)
+
+
 # --- layers -------------------------------------------------------------------------------------------------------------------
 
 LAYERED = ("DINOv2, CLS", "BERT, mean", "Whisper", "HuBERT", "timm ViT", "open_clip, image", "DINOv3 ViT, CLS")
