@@ -165,7 +165,8 @@ def is_there(remote: Remote, folder: str | Path) -> bool:
 def size_line(name: str, remotes: list[Remote]) -> str:
     """What a fetch would bring, in one line."""
     known, unknown = sum(remote.bytes or 0 for remote in remotes), [r.name for r in remotes if r.bytes is None]
-    size = f"{readable(known)} in {len(remotes) - len(unknown)} files" if known else ""
+    files = len(remotes) - len(unknown)
+    size = f"{readable(known)} in {files} file{'s' * (files > 1)}" if known else ""
     if unknown:
         size += f"{', and ' if size else ''}{len(unknown)} of a size that nobody states ({', '.join(unknown)})"
     record = public_set(name)
