@@ -9,9 +9,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cache
+from pathlib import Path
 
 from .bundled import bundled
-from .encoders import LITE_ENCODERS, WEIGHTS, resolve_encoder, split_layer
+from .encoders import WEIGHTS, resolve_encoder, split_layer
 from .errors import FuseMixLiteError
 from .profiles import Profile, profile
 from .real import REAL
@@ -146,7 +147,7 @@ def weights_digest(encoder: str) -> str:
     weights as its encoder. Of any other encoder: those of its revision, a commit of the hub or a hash of its folder."""
     name = split_layer(encoder)[0]
     path = WEIGHTS / name / "model.safetensors"
-    if name not in LITE_ENCODERS and not path.exists():
+    if len(Path(name).parts) > 1 or not path.exists():  # a hub id, a folder
         return resolve_encoder(name).revision[:16]
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 

@@ -1,11 +1,15 @@
 """What an arm learns from and is judged on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fusemix_lite import SoundingScenes, experiments, profile
+from fusemix_lite import FuseMixLiteError, LatentPairs, SoundingScenes, experiments, profile, records
 from fusemix_lite.arms import EXPERIMENTS, plan
+from fusemix_lite.encoders import resolve_encoder
 from fusemix_lite.experiments import pairs_of, run, source_of, training_pairs
+from tests import tiny_encoders
 
 SMOKE = profile("smoke", device="cpu")
 WEB = {"scheme": "fusemix", "items": 60, "train_captions": 1, "noise": 1.0}
@@ -82,3 +86,93 @@ def test_what_an_experiment_lacks_is_named_with_its_remedy(monkeypatch):
     assert "flickr8k are not here (--latents" in experiments.lacks("diversity-flickr8k", SMOKE)
     monkeypatch.setattr(experiments, "WEIGHTS", experiments.WEIGHTS / "nowhere")
     assert "pretrain_generator lite-generator" in experiments.lacks("generation", SMOKE)
+
+
+@pytest.fixture
+def public(monkeypatch, tmp_path):
+    """Public data sets "toy" and "far", which Sounding Scenes stand in for, and a profile that measures on them."""
+    sizes = {"toy": {"train": 90, "val": 30, "test": 30}, "far": {"test": 20}}
+
+    def open_public(name, split):
+        return replace(SoundingScenes("image-text", split, sizes[name][split]), captions=4 if name == "toy" else 5)
+
+    monkeypatch.setenv("FUSEMIX_LITE_CACHE", str(tmp_path))
+    monkeypatch.setattr(experiments, "open_public", open_public)
+    monkeypatch.setattr(experiments, "lacks_public", lambda name, split: None)
+    monkeypatch.setattr("fusemix_lite.budget._rows_here", lambda name, split: None)
+    pairs_of.cache_clear()
+    yield profile("smoke", device="cpu", image_text="toy", image_text_tests=("toy", "far"), scenes_as="smoke")
+    pairs_of.cache_clear()
+
+
+def test_public_data_are_never_cut_and_every_test_set_has_its_numbers(public):
+    arm = {"scheme": "none", "items": 60}
+    found = {split: pairs_of(public, split, source_of(arm, public, split)) for split in ("train", "val", "test")}
+    assert {split: pairs.n_items for split, pairs in found.items()} == {"train": 90, "val": 30, "test": 30}
+    assert len(found["train"]) == 4 * 90  # as many captions as there are, whatever the profile says
+    numbers = run(public, arm, 0.2, 5, 0, True)
+    own = {key for key in numbers if key.startswith(("image_to_text", "text_to_image"))}
+    assert {key for key in numbers if key.startswith("far_")} == {f"far_{key}" for key in own} and len(own) == 6
+    assert run(public, arm, 0.2, 5, 0, False).keys() & own == set()
+
+
+def test_an_arm_takes_as_many_as_there_are(public):
+    """Addresses die, so that nobody has all items that a profile counts on; of Sounding Scenes that would be a mistake."""
+    assert training_pairs(public, {"scheme": "none", "items": 5_000}, 0).n_items == 90
+    with pytest.raises(FuseMixLiteError, match="5000 items: there are 200"):
+        training_pairs(SMOKE, {"scheme": "none", "items": 5_000}, 0)
+
+
+def test_fewer_captions_are_the_first_ones(public):
+    arm = {"scheme": "none", "items": 90, "train_captions": 2}
+    few, every = (pairs_of(public, "train", source_of(arm | more, public, "train")) for more in ({}, {"train_captions": 4}))
+    assert len(few) == 180 and torch.equal(few.owner.bincount(), torch.full((90,), 2))
+    assert torch.equal(few.y, every.y.view(90, 4, -1)[:, :2].flatten(0, 1))
+    assert len(pairs_of(public, "val", source_of(arm, public, "val"))) == 120  # in training only
+    uneven = LatentPairs(torch.eye(2), torch.arange(5.0)[:, None] + 1, [1, 0, 1, 1, 0])
+    assert experiments.first_captions(uneven, 2).y.flatten().tolist() == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("knob", [{"noise": 0.5}, {"skew": 1.0}, {"wording": "template"}, {"clean": 10}])
+def test_knobs_of_the_small_world_are_refused_elsewhere(public, knob):
+    arm = {"scheme": "none", "items": 60, **knob}
+    with pytest.raises(FuseMixLiteError, match=f"{next(iter(knob))} is a knob of Sounding Scenes, not of toy"):
+        source_of(arm, public, "train")
+    assert source_of(arm, public.scenes, "train").data == "image-text"
+
+
+def test_all_encoders_of_an_experiment_look_in_one_pass(public, monkeypatch):
+    passes = []
+    look = "fusemix_lite.extraction.cached_latents"
+    monkeypatch.setattr(look, lambda data, encoders, **how: passes.append((data.id, encoders)))
+    asked = ("lite-image-a", "lite-image-b@1", "lite-image-a+lite-image-b")
+    arms = [{"scheme": "none", "items": 60, "image": image} for image in asked]
+    experiments.extract_public(public, arms)
+    images = [encoders for _, encoders in passes if "image" in encoders[0]]
+    assert images == [["lite-image-a", "lite-image-b@1", "lite-image-b"]] * 4  # train, val, two tests
+    assert len(passes) == 8  # and their captions
+    experiments.extract_public(SMOKE, arms)
+    assert len(passes) == 8
+
+
+def test_runs_on_other_data_are_other_runs(public):
+    arm = {"scheme": "none", "items": 60}
+    key = experiments._key(public, arm, 0.2, 5, 0, True)
+    assert experiments._key(SMOKE, arm, 0.2, 5, 0, True) != key
+    stamp = experiments.data_stamp(public, [arm])
+    assert set(stamp) == {"toy train", "toy val", "toy test", "far test"} and experiments.data_stamp(SMOKE, [arm]) == {}
+
+
+def test_public_data_that_are_missing_are_named(monkeypatch, tmp_path):
+    monkeypatch.delenv("FUSEMIX_LITE_DATA", raising=False)
+    assert "FUSEMIX_LITE_DATA" in experiments.lacks("retrieval", profile("colab"))
+    monkeypatch.setenv("FUSEMIX_LITE_DATA", str(tmp_path))
+    assert "fusemix-lite data flickr30k" in experiments.lacks("retrieval", profile("colab"))
+    assert experiments.lacks("quality", profile("colab")) is None  # stays in Sounding Scenes
+    with pytest.warns(UserWarning, match="nothing of retrieval can be run here: flickr30k"):
+        assert experiments.obtain("retrieval", profile("colab")).profile.name == "lite"
+
+
+def test_other_encoders_are_known_by_their_revision(tmp_path):
+    folder = str(tiny_encoders.save(tmp_path / "mine", "bert"))
+    assert records.weights_digest(folder) == resolve_encoder(folder).revision[:16]
