@@ -438,8 +438,7 @@ def test_several_layers_are_one_pass_and_the_latents_of_each(label, case, monkey
 
 @pytest.mark.parametrize("layer", [1, 2])
 def test_a_layer_of_timm_equals_the_librarys_own_intermediates(layer, case):
-    import timm
-
+    timm = pytest.importorskip("timm")
     found = case("timm ViT")
     model = timm.create_model(f"local-dir:{found.folder}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)

@@ -338,6 +338,7 @@ def test_a_tower_is_named(tmp_path):
 
 @pytest.mark.parametrize("library", registry.LIBRARIES)
 def test_a_library_that_is_not_there_is_named_with_its_extra(tmp_path, monkeypatch, library):
+    pytest.importorskip(library)
     folder = tiny.save_timm(tmp_path / "timm", **tiny.TIMM_VIT) if library == "timm" else tiny.save_open_clip(tmp_path / "clip")
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(FuseMixLiteError, match=rf'needs {library}: pip install "fusemix-lite\[{library}\]"'):
@@ -346,6 +347,7 @@ def test_a_library_that_is_not_there_is_named_with_its_extra(tmp_path, monkeypat
 
 
 def test_folders_of_other_libraries_are_known_by_their_files(tmp_path):
+    pytest.importorskip("timm"), pytest.importorskip("open_clip")
     vit, clip = tiny.save_timm(tmp_path / "vit", **tiny.TIMM_VIT), tiny.save_open_clip(tmp_path / "clip")
     assert (resolve_encoder(vit).library, resolve_encoder(clip).library) == ("timm", "open_clip")
     assert resolve_encoder(f"timm:{vit}") == resolve_encoder(vit)  # the same latents, the same encoder
@@ -421,6 +423,7 @@ def test_a_registered_encoder_is_fetched_at_its_pinned_commit(hub, monkeypatch):
 
 
 def test_models_of_other_libraries_are_fetched_from_the_hub(hub):
+    pytest.importorskip("open_clip")
     folder, asked = hub
     tiny.save_open_clip(folder.parent.mkdir() or folder)
     encoder = load_encoder("open_clip:someone/clip#text")
