@@ -293,6 +293,24 @@ def search(args, say: Speaker) -> None:
     say.result(content, "\n".join([note, *lines, *([f"page: {page}"] if page else [])]))
 
 
+def bench(args, say: Speaker) -> None:
+    from .bench import ROWS, keep, line, machine, measure
+
+    if args.list:
+        about = {name: row.about + (" (minutes; only when named)" if row.unit == "once" else "") for name, row in ROWS.items()}
+        say.result(about, "\n".join(f"{name:<14} {what}" for name, what in about.items()))
+        return
+    if args.record and args.smoke:
+        raise FuseMixLiteError("bench: a record takes no smoke rows: leave out --smoke, or --record")
+    names, found = args.rows.split(",") if args.rows else None, {}
+    for name, row in measure(names, rounds=args.rounds, seed=args.seed, smoke=args.smoke, note=say.note):
+        found[name] = row
+        if args.record:
+            keep(args.record, name, row)
+    told = "{processor}, {threads} of {cores} cores, {system}, Python {python}, torch {torch}".format(**machine())
+    say.result({"machine": machine(), "rows": found}, "\n".join([told, *(line(name, row) for name, row in found.items())]))
+
+
 def _gallery(args, asked: str):
     """The files to look through, latents of them that are there already, and their name; (None, {}, "") for the default."""
     if args.source is None:
@@ -490,6 +508,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--top", type=_at_least(1), default=5, metavar="N", help="matches")
     sub.add_argument("--html", metavar="FILE", help="write a page that shows them as well")
     sub.add_argument("--device", **device)
+
+    sub = command(
+        bench, "measure how fast it is, against the plain way and the limit", """
+        fusemix-lite bench --rows loss,recall
+        OMP_NUM_THREADS=1 fusemix-lite bench --rows kdpp-large --record speed.json
+        """, "rows that were done are in the record, if --record names one",
+    )  # fmt: skip
+    sub.add_argument("--rows", metavar="NAMES", help="with commas between them (default: all but those that take many minutes)")
+    sub.add_argument("--list", action="store_true", help="tell which rows there are")
+    sub.add_argument("--rounds", type=_at_least(1), default=5, metavar="N", help="pairs of ours and the plain way")
+    sub.add_argument("--seed", type=_at_least(0), default=0, help="of the input")
+    sub.add_argument("--smoke", action="store_true", help="small sizes, to see that it runs; the numbers mean nothing")
+    sub.add_argument("--record", metavar="FILE.json", help="put the rows into a record, beside those that are there")
     return parser
 
 

@@ -1,0 +1,510 @@
+"""How fast it is: each thing against the plain way of doing it, and against what its arithmetic alone takes here.
+
+A row of the table is a small function that makes its input from a seed and returns a `Case`: ours, the plain way, and the
+limit. `measure` runs rows; ``fusemix-lite bench`` prints them, and the page *How fast is it* shows a record of them.
+
+Machines differ and are rarely idle, so that what counts are ratios. Ours and the plain way take turns, and a ratio is the
+median over such pairs. The limit is the number of operations over the rate at which this machine multiplies matrices,
+measured in the same turn, or the bytes that have to be read once. Both ways have to give the same, and a row says how much so.
+Memory is the peak of a process of its own, beyond what it held when the input was there.
+"""
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from .errors import FuseMixLiteError
+from .losses import dense_infonce, tiled_infonce
+from .metrics import ranks, ranks_from_scores
+from .subsets import greedy_kdpp, squared_kernel
+
+ROUNDS = 5
+KS = (1, 5, 10)
+
+
+class Case(NamedTuple):
+    """What a row measures, its input being there.
+
+    Attributes:
+        ours, plain: calls without arguments; plain may be None, where nobody could wait for it or hold it.
+        limit: the limit: a call that returns seconds, or bytes in a row on memory.
+        agree: takes what ours and plain returned; says in words how far they are the same, or fails.
+        times: what plain's memory has to be multiplied by, where it was measured on a smaller input.
+    """
+
+    ours: Callable[[], Any]
+    plain: Callable[[], Any] | None
+    limit: Callable[[], float]
+    agree: Callable[[Any, Any], str] | None = None
+    times: int = 1
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        about, plain, limit: what is measured, against what, and what the limit counts.
+        goal: the largest ratio, or the most bytes, that we want; None: just to know.
+        unit: "seconds" in turns, "bytes" at the peak, or "once": seconds of one run in a process of its own, with its peak.
+        make: seed, and whether small sizes are enough to see that it runs -> `Case`.
+    """
+
+    about: str
+    plain: str
+    limit: str
+    goal: float | None
+    unit: str
+    make: Callable[[int, bool], Case]
+
+
+ROWS: dict[str, Row] = {}
+
+
+def row(name: str, about: str, plain: str, limit: str, goal: float | None, unit: str = "seconds") -> Callable:
+    """Put a function into the table."""
+
+    def add(make: Callable[[int, bool], Case]) -> Callable:
+        ROWS[name] = Row(about, plain, limit, goal, unit, make)
+        return make
+
+    return add
+
+
+# --- the rows -------------------------------------------------------------------------------------------------------------
+
+PRODUCTS = "3 products of the batch with itself: forwards, and backwards to either side"
+
+
+@row("loss", "contrastive loss, forwards and backwards: B = 4,096, d = 512, fp32", "one B x B matrix", PRODUCTS, goal=1.0)
+def loss(seed: int, smoke: bool) -> Case:
+    B, d = (96, 8) if smoke else (4096, 512)
+    inputs = _embeddings(B, B, d, seed)
+
+    def agree(ours, plain) -> str:
+        worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, plain, strict=True))
+        return _within(worst, 1e-5, "loss and gradients within")
+
+    return Case(
+        ours=lambda: _with_gradients(lambda *z: tiled_infonce(*z, tile=40 if smoke else 1024), *inputs),
+        plain=lambda: _with_gradients(dense_infonce, *inputs),
+        limit=lambda: 3 * 2 * B * B * d / rate(),
+        agree=agree,
+    )
+
+
+@row(
+    "loss-memory",
+    "the same at B = 32,768: memory beyond the embeddings, their gradients included",
+    "one B x B matrix, measured at B = 8,192, times 16",
+    "the gradients",
+    goal=0.5e9,
+    unit="bytes",
+)
+def loss_memory(seed: int, smoke: bool) -> Case:
+    B, d = (2048, 8) if smoke else (32_768, 512)
+    inputs = _embeddings(B, B, d, seed)
+    return Case(
+        ours=lambda: _with_gradients(tiled_infonce, *inputs),
+        plain=lambda: _with_gradients(dense_infonce, *(z[: B // 4] for z in inputs)),
+        times=16,
+        limit=lambda: 2.0 * B * d * 4,
+    )
+
+
+@row(
+    "recall",
+    "R@1, 5, 10 of 5,000 items and 25,010 captions, both ways, from embeddings: d = 512, fp32",
+    "every row sorted",
+    "1 product",
+    goal=1 / 4,
+)
+def recall(seed: int, smoke: bool) -> Case:
+    u, v, owner = _gallery(seed, smoke)
+    return Case(
+        ours=lambda: ranks(u, v, owner),
+        plain=lambda: sorted_ranks(u @ v.T, owner),
+        limit=lambda: 2 * len(u) * len(v) * u.shape[1] / rate(),
+        agree=_same_ranks,
+    )
+
+
+@row("recall-scores", "the same from a matrix of similarities", "every row sorted", "the matrix read once", goal=1 / 15)
+def recall_scores(seed: int, smoke: bool) -> Case:
+    u, v, owner = _gallery(seed, smoke)
+    scores = u @ v.T
+    flat = scores.flatten()
+    return Case(
+        ours=lambda: ranks_from_scores(scores, owner),
+        plain=lambda: sorted_ranks(scores, owner),
+        limit=lambda: _seconds(lambda: flat.dot(flat))[0],
+        agree=_same_ranks,
+    )
+
+
+@row(
+    "recall-memory",
+    "the same from embeddings: memory beyond them",
+    "every row sorted",
+    "the ranks; a matrix that fits is held all the same, as it saves a product",
+    goal=1e9,
+    unit="bytes",
+)
+def recall_memory(seed: int, smoke: bool) -> Case:
+    u, v, owner = _gallery(seed, smoke)
+    return Case(
+        ours=lambda: ranks(u, v, owner),
+        plain=lambda: sorted_ranks(u @ v.T, owner),
+        limit=lambda: 8.0 * (len(u) + len(v)),
+    )
+
+
+@row(
+    "kdpp-dense",
+    "greedy k-DPP: N = 2,000, d = 384, k = 1,000, fp64",
+    "the dense kernel, a row and column eliminated a pick",
+    "N k (2 d + k) operations",
+    goal=None,
+)
+def kdpp_dense(seed: int, smoke: bool) -> Case:
+    N, d, k = (150, 12, 40) if smoke else (2000, 384, 1000)
+    return _kdpp(latents(N, d, seed), k, eliminated)
+
+
+@row(
+    "kdpp",
+    "greedy k-DPP: N = 20,000, d = 384, k = 1,000, fp64",
+    "all items caught up a pick at a time",
+    "N k (2 d + k) operations",
+    goal=None,
+)
+def kdpp(seed: int, smoke: bool) -> Case:
+    N, d, k = (300, 12, 40) if smoke else (20_000, 384, 1000)
+    return _kdpp(latents(N, d, seed), k, one_by_one)
+
+
+@row(
+    "kdpp-large",
+    "greedy k-DPP: N = 100,000, d = 384, k = 10,000, fp32, run once",
+    "not run: the dense kernel alone is 40 GB, 80 in fp64",
+    "N k (2 d + k) operations",
+    goal=8e9,
+    unit="once",
+)
+def kdpp_large(seed: int, smoke: bool) -> Case:
+    N, d, k = (300, 12, 40) if smoke else (100_000, 384, 10_000)
+    z = latents(N, d, seed)
+
+    def ours():
+        started, curve = time.perf_counter(), []
+        greedy_kdpp(z, k, single=True, watch=lambda picks: curve.append((picks, round(time.perf_counter() - started, 2))))
+        return curve
+
+    return Case(ours=ours, plain=None, limit=lambda: N * k * (2 * d + k) / rate())
+
+
+# --- their input ----------------------------------------------------------------------------------------------------------
+
+
+def _embeddings(N: int, M: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Unit rows (N, d) and (M, d); row j of the second is near row j mod N of the first."""
+    generator = Generator().manual_seed(seed)
+    u = torch.randn(N, d, generator=generator)
+    v = u[torch.arange(M) % N] + 2 * torch.randn(M, d, generator=generator)
+    return F.normalize(u, dim=1), F.normalize(v, dim=1)
+
+
+def _gallery(seed: int, smoke: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The size of COCO's test set of Karpathy: items, captions, and whose they are."""
+    N, M, d = (50, 260, 8) if smoke else (5000, 25_010, 512)
+    return *_embeddings(N, M, d, seed), torch.arange(M) % N
+
+
+def latents(N: int, d: int, seed: int) -> Tensor:
+    """Latents (N, d) as encoders make them, roughly: clusters, and a spectrum that falls."""
+    generator = Generator().manual_seed(seed)
+    spectrum = torch.arange(1, d + 1) ** -0.5
+    centres = torch.randn(max(2, N // 100), d, generator=generator)
+    which = torch.randint(len(centres), (N,), generator=generator)
+    return (centres[which] + 0.7 * torch.randn(N, d, generator=generator)) * spectrum
+
+
+# --- the plain ways -------------------------------------------------------------------------------------------------------
+
+
+def sorted_ranks(scores: Tensor, owner: Tensor) -> dict[str, Tensor]:
+    """`metrics.ranks` by sorting all of a query's gallery, as evaluations commonly do: (N, M) -> ranks of both directions.
+
+    Captions of an item do not compete, so the rank of its best one is that one's place. Ties fall as the sort lets them.
+    """
+    x_to_y, y_to_x = [], []
+    for items in torch.arange(len(scores)).split(100):
+        place = scores[items].argsort(1, descending=True)  # (T, M), rows of y from the best to the worst
+        x_to_y.append((owner[place] == items[:, None]).int().argmax(1))
+    for rows in torch.arange(len(owner)).split(500):
+        place = scores[:, rows].T.contiguous().argsort(1, descending=True)  # (T, N)
+        y_to_x.append((place == owner[rows, None]).int().argmax(1))
+    return {"x_to_y": 1 + torch.cat(x_to_y), "y_to_x": 1 + torch.cat(y_to_x)}
+
+
+def one_by_one(z: Tensor, k: int) -> Tensor:
+    """`subsets.greedy_kdpp` as it is written down: one row of the factor, and every item's gain, a pick."""
+    z = F.normalize(z.double(), dim=1)
+    factor = z.new_empty(k, len(z))
+    gain, picks, best = squared_kernel(z.new_ones(1)).repeat(len(z)), [], 0
+    for t in range(k):
+        row = squared_kernel(z @ z[best])
+        row -= factor[:t].T @ factor[:t, best]
+        row /= gain[best].sqrt()
+        factor[t] = row
+        gain -= row**2
+        picks.append(best)
+        gain[best] = -torch.inf
+        best = int(gain.argmax())
+    return torch.tensor(picks)
+
+
+def eliminated(z: Tensor, k: int) -> Tensor:
+    """The same on the dense kernel (N, N): a pick's row and column are eliminated from it, as Gauss does."""
+    z = F.normalize(z.double(), dim=1)
+    kernel, picks = squared_kernel(z @ z.T), [0]
+    while len(picks) < k:
+        row = kernel[picks[-1]].clone()
+        kernel.addr_(row, row / row[picks[-1]], alpha=-1)
+        gain = kernel.diagonal().clone()
+        gain[picks] = -torch.inf
+        picks.append(int(gain.argmax()))
+    return torch.tensor(picks)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    names: Iterable[str] | None = None,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    smoke: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+) -> Iterable[tuple[str, dict]]:
+    """Measure rows, one after another.
+
+    Args:
+        names: of `ROWS`; None: all but those that are run once, which take minutes.
+        rounds: pairs of ours and plain.
+        seed: of the input.
+        smoke: small sizes, to see that it runs; the numbers mean nothing.
+        note: told what is going on.
+
+    Returns:
+        Pairs of a name and a dict: ours, plain, limit (in ``unit``; None where there is none), ratio (ours : plain),
+        of_limit (limit : ours), agreement, judged (what the goal is about), goal, met (None at small sizes), and what they
+        were measured with.
+
+    Raises:
+        FuseMixLiteError: an unknown row, fewer than one round, or two ways that do not give the same.
+    """
+    names = [name for name, found in ROWS.items() if found.unit != "once"] if names is None else list(names)
+    for name in names:
+        if name not in ROWS:
+            raise FuseMixLiteError(f"bench: no row {name!r}; there are {', '.join(ROWS)}")
+    if rounds < 1:
+        raise FuseMixLiteError(f"bench: rounds = {rounds}: give at least 1")
+    return _measured(names, rounds, seed, smoke, note)
+
+
+def _measured(names: list[str], rounds: int, seed: int, smoke: bool, note: Callable) -> Iterable[tuple[str, dict]]:
+    for name in names:
+        found = ROWS[name]
+        note(f"{name}: {found.about}")
+        if found.unit == "seconds":
+            values = _in_turns(found.make(seed, smoke), rounds, name)
+        elif found.unit == "bytes":
+            values = _at_the_peak(name, seed, smoke)
+        else:
+            values = _once(name, seed, smoke)
+        met = None if found.goal is None or smoke else bool(values["judged"] <= found.goal)
+        described = {"about": found.about, "against": found.plain, "limit_is": found.limit}
+        described |= {"unit": found.unit, "goal": found.goal}
+        command = f"OMP_NUM_THREADS={torch.get_num_threads()} fusemix-lite bench --rows {name}"
+        command += f" --rounds {rounds}" * (found.unit == "seconds" and rounds != ROUNDS) + f" --seed {seed}" * (seed != 0)
+        with_what = {"seed": seed, "smoke": smoke, "command": command + " --smoke" * smoke, "machine": machine()}
+        yield name, {**described, **values, "met": met, **with_what}
+
+
+def _in_turns(case: Case, rounds: int, name: str) -> dict:
+    turns = []
+    for turn in range(rounds):
+        found = {way: _seconds(getattr(case, way)) for way in (("ours", "plain"), ("plain", "ours"))[turn % 2]}
+        if turn == 0:
+            agreement = case.agree(found["ours"][1], found["plain"][1])
+        turns.append({way: seconds for way, (seconds, _) in found.items()} | {"limit": case.limit()})
+    median = {way: statistics.median(turn[way] for turn in turns) for way in turns[0]}
+    ratio = statistics.median(turn["ours"] / turn["plain"] for turn in turns)
+    of_limit = statistics.median(turn["limit"] / turn["ours"] for turn in turns)
+    return {**median, "ratio": ratio, "of_limit": of_limit, "rounds": rounds, "agreement": agreement, "judged": ratio}
+
+
+def _at_the_peak(name: str, seed: int, smoke: bool) -> dict:
+    ours, plain = (_own_process(name, way, seed, smoke) for way in ("ours", "plain"))
+    values = {"ours": ours["peak"], "plain": plain["peak"], "limit": ours["limit"]}
+    of_limit = values["limit"] / max(values["ours"], 1)
+    return {**values, "ratio": values["ours"] / max(values["plain"], 1), "of_limit": of_limit, "judged": values["ours"]}
+
+
+def _once(name: str, seed: int, smoke: bool) -> dict:
+    ours = _own_process(name, "ours", seed, smoke)
+    curve = ours["result"]  # (how many, after how many seconds)
+    values = {"ours": curve[-1][1], "plain": None, "limit": ours["limit"], "peak": ours["peak"], "curve": curve}
+    return {**values, "ratio": None, "of_limit": ours["limit"] / max(curve[-1][1], 1e-9), "judged": ours["peak"]}
+
+
+def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = call()
+    return time.perf_counter() - started, result
+
+
+def rate(dtype: torch.dtype = torch.float32, size: int = 1024, seconds: float = 0.3) -> float:
+    """Operations a second of products of size x size matrices: the best of some, which others disturb least."""
+    a, b = (torch.rand(size, size, dtype=dtype) for _ in range(2))
+    end, best = time.perf_counter() + seconds, float("inf")
+    while time.perf_counter() < end or best == float("inf"):
+        best = min(best, _seconds(lambda: a @ b)[0])
+    return 2.0 * size**3 / best
+
+
+def _own_process(name: str, way: str, seed: int, smoke: bool) -> dict:
+    """Run one way of a row in a process of its own: what `_child` prints."""
+    command = [sys.executable, "-m", __name__, json.dumps([name, way, seed, smoke])]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"signal {-done.returncode}: too little memory?"])[-1]
+        raise FuseMixLiteError(f"bench: {name}, {way}: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _child(name: str, way: str, seed: int, smoke: bool) -> dict:
+    case = ROWS[name].make(seed, smoke)
+    call, times = getattr(case, way), case.times if way == "plain" else 1
+    held = _reset_peak()
+    result = call()
+    peak = (_memory("VmHWM") - held) * times
+    return {"peak": peak, "limit": case.limit(), "result": result if ROWS[name].unit == "once" else None}
+
+
+def _reset_peak() -> int:
+    """Bytes that this process holds now; its peak is counted from here on."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        raise FuseMixLiteError("bench: peaks of memory are read from /proc, on Linux: leave these rows out") from error
+    return _memory("VmRSS")
+
+
+def _memory(key: str) -> int:
+    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def machine() -> dict:
+    """What the numbers were measured with; no name of the machine."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return {
+        "processor": found[1].strip() if found else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
+
+
+def _with_gradients(loss: Callable, u: Tensor, v: Tensor) -> list[Tensor]:
+    inputs = [z.requires_grad_() for z in (u.detach(), v.detach(), torch.tensor(0.07))]
+    value = loss(*inputs)
+    return [value.detach(), *torch.autograd.grad(value, inputs)]
+
+
+def _kdpp(z: Tensor, k: int, plain: Callable[[Tensor, int], Tensor]) -> Case:
+    def agree(ours, plain) -> str:
+        if not ours.equal(plain):
+            raise FuseMixLiteError(f"bench: only {int((ours == plain).cumprod(0).sum())} of {k} picks are the same")
+        return "picks identical"
+
+    operations = len(z) * k * (2 * z.shape[1] + k)
+    return Case(lambda: greedy_kdpp(z, k), lambda: plain(z, k), lambda: operations / rate(torch.float64), agree)
+
+
+def _same_ranks(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> str:
+    differ = sum(int((ours[way] != plain[way]).sum()) for way in ours)
+    return _within(differ / sum(map(len, ours.values())), 1e-3, "share of ranks that differ, by ties:", "ranks identical")
+
+
+def _within(value: float, most: float, words: str, none: str = "identical") -> str:
+    if not value <= most:
+        raise FuseMixLiteError(f"bench: the two ways differ by {value:.1e}, more than {most:.0e}")
+    return f"{words} {value:.1e}" if value else none
+
+
+# --- telling --------------------------------------------------------------------------------------------------------------
+
+
+def amount(value: float | None, unit: str) -> str:
+    """Seconds or bytes as people read them."""
+    if value is None:
+        return "–"
+    if unit == "bytes":
+        return f"{value / 1e9:.2f} GB" if value >= 1e7 else f"{value / 1e6:.2f} MB"
+    if value >= 100:
+        return f"{value:.0f} s"
+    return f"{value:.2g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def judged(found: dict) -> str:
+    """A row's goal, and whether it was met."""
+    if found["goal"] is None:
+        return "no goal"
+    goal = f"ratio {found['goal']:.2g}" if found["unit"] == "seconds" else amount(found["goal"], "bytes")
+    return f"goal {goal} {({True: 'met', False: 'MISSED', None: 'not judged'})[found['met']]}"
+
+
+def line(name: str, found: dict) -> str:
+    """A row as a line of text."""
+    unit = "bytes" if found["unit"] == "bytes" else "seconds"
+    parts = [f"{name:<14}", *(f"{way} {amount(found[way], unit):>8}" for way in ("ours", "plain", "limit"))]
+    if found["ratio"] is not None:
+        parts.append(f"ours : plain {found['ratio']:.3g}")
+    parts.append(f"limit : ours {found['of_limit']:.2g}")
+    if "peak" in found:
+        parts.append(f"peak {amount(found['peak'], 'bytes')}")
+    return "  ".join([*parts, judged(found), *([found["agreement"]] if "agreement" in found else [])])
+
+
+def keep(path: str | Path, name: str, found: dict) -> None:
+    """Put a row into a JSON record, beside the rows that are there. Small sizes are refused: they mean nothing."""
+    if found["smoke"]:
+        raise FuseMixLiteError("bench: a record takes no smoke rows: leave out --smoke, or --record")
+    path = Path(path)
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content[name] = found
+    ordered = {known: content[known] for known in ROWS if known in content}
+    path.write_text(json.dumps(content if len(ordered) < len(content) else ordered, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(*json.loads(sys.argv[1]))))

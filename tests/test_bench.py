@@ -1,0 +1,162 @@
+"""The benchmark: every row runs, both of its ways give the same, and what is told and kept is what was measured. No times."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from fusemix_lite import FuseMixLiteError, bench
+from fusemix_lite.bench import ROWS, Case, Row, amount, eliminated, keep, latents, line, measure, one_by_one, sorted_ranks
+from fusemix_lite.cli import main
+from fusemix_lite.metrics import ranks_from_scores
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Rows in this process, at once, and a rate that needs no measuring."""
+    monkeypatch.setattr(bench, "rate", lambda dtype=None: 1e9)
+    monkeypatch.setattr(bench, "_own_process", lambda *which: json.loads(json.dumps(bench._child(*which))))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_runs_at_small_sizes(here, name):
+    ((told, found),) = measure([name], rounds=2, smoke=True)
+    assert told == name and found["limit"] > 0 and found["ours"] is not None
+    assert found["met"] is None and found["smoke"]  # nothing is judged by small sizes
+    assert json.loads(json.dumps(found)) == found
+    assert f"--rows {name}" in found["command"] and "--smoke" in found["command"]
+    assert ("agreement" in found) == (found["unit"] == "seconds")
+    assert "not judged" in line(name, found) or found["goal"] is None
+
+
+def test_without_names_the_long_rows_are_left_out(here):
+    assert [name for name, _ in measure(rounds=1, smoke=True)] == [name for name, row in ROWS.items() if row.unit != "once"]
+
+
+def test_plain_ways_are_right():
+    generator = torch.Generator().manual_seed(0)
+    scores, owner = torch.randn(30, 120, generator=generator), torch.arange(120) % 30
+    for way, rank in ranks_from_scores(scores, owner).items():
+        assert sorted_ranks(scores, owner)[way].equal(rank)
+    z = latents(80, 10, 0)
+    assert one_by_one(z, 25).equal(eliminated(z, 25)) and latents(80, 10, 1).ne(z).any()
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.unit == "seconds"])
+def test_two_ways_that_differ_are_no_result(here, monkeypatch, name):
+    case = ROWS[name].make(0, True)
+
+    def other():
+        result = case.plain()
+        if isinstance(result, dict):
+            return {way: rank + 1 for way, rank in result.items()}
+        return result.flip(0) if isinstance(result, torch.Tensor) else [1.1 * z for z in result]
+
+    monkeypatch.setitem(ROWS, name, ROWS[name]._replace(make=lambda seed, smoke: case._replace(plain=other)))
+    with pytest.raises(FuseMixLiteError, match="bench: "):
+        list(measure([name], rounds=1, smoke=True))
+
+
+def row_of(monkeypatch, unit, goal, **case):
+    """A row whose clock is told: a call that returns n takes n seconds."""
+    monkeypatch.setattr(bench, "_seconds", lambda call: (call(), None))
+    monkeypatch.setitem(ROWS, "told", Row("about", "against", "limit", goal, unit, lambda seed, smoke: Case(**case)))
+
+
+def test_a_ratio_is_the_median_of_pairs(monkeypatch):
+    clock = {"ours": iter([1.0, 9.0, 2.0]), "plain": iter([2.0, 10.0, 8.0]), "limit": iter([0.5, 0.9, 1.0])}
+    calls = {way: (lambda way=way: next(clock[way])) for way in clock}
+    row_of(monkeypatch, "seconds", 0.5, **calls, agree=lambda ours, plain: "same")
+    ((_, found),) = measure(["told"], rounds=3)
+    assert (found["ours"], found["plain"], found["limit"]) == (2.0, 8.0, 0.9)
+    assert found["ratio"] == 0.5 and found["of_limit"] == 0.5  # of 0.5, 0.9, 0.25; of 0.5, 0.1, 0.5
+    assert found["met"] is True and "goal ratio 0.5 met" in line("told", found)
+    assert found["rounds"] == 3 and found["command"].endswith("--rows told --rounds 3")
+
+
+def test_a_missed_goal_is_told(monkeypatch):
+    row_of(monkeypatch, "seconds", 0.4, ours=lambda: 1.0, plain=lambda: 2.0, limit=lambda: 1.0, agree=lambda *_: "same")
+    ((_, found),) = measure(["told"], rounds=1)
+    assert found["met"] is False and "MISSED" in line("told", found)
+
+
+def test_ours_and_plain_take_turns_in_going_first(monkeypatch):
+    order = []
+    calls = {way: (lambda way=way: order.append(way) or 1.0) for way in ("ours", "plain")}
+    row_of(monkeypatch, "seconds", None, **calls, limit=lambda: 1.0, agree=lambda *_: "same")
+    list(measure(["told"], rounds=3))
+    assert order == ["ours", "plain", "plain", "ours", "ours", "plain"]
+
+
+def test_a_peak_of_memory_is_that_of_the_call(monkeypatch):
+    """A process of its own, with its reading of the machine's books: 64 MB asked for are 64 MB seen."""
+    found = bench._own_process("recall-memory", "ours", 0, True)
+    assert found["limit"] == 8 * (50 + 260) and found["result"] is None
+    held = bench._reset_peak()
+    torch.ones(2**24).sum()  # given back at once, and seen all the same
+    assert 60e6 < bench._memory("VmHWM") - held < 90e6
+
+
+def test_a_way_that_dies_in_its_process_is_told(monkeypatch):
+    with pytest.raises(FuseMixLiteError, match="bench: recall-memory, nobody: AttributeError"):
+        bench._own_process("recall-memory", "nobody", 0, True)
+
+
+def test_plain_memory_that_was_measured_smaller_is_multiplied(here, monkeypatch):
+    sizes = {"ours": 2**20, "plain": 2**22}
+    calls = {way: (lambda n=n: torch.ones(n).sum()) for way, n in sizes.items()}
+    monkeypatch.setitem(ROWS, "told", Row("a", "b", "c", 1e9, "bytes", lambda *_: Case(**calls, limit=lambda: 1e6, times=16)))
+    ((_, found),) = measure(["told"])
+    assert 16 * 2**24 * 0.9 < found["plain"] < 16 * 2**24 * 1.3 and found["met"] is True
+
+
+def test_a_rate_is_operations_a_second():
+    assert 1e8 < bench.rate(size=128, seconds=0) < 1e15
+    assert 1e8 < bench.rate(torch.float64, size=128, seconds=0) < 1e15
+
+
+def test_bad_arguments():
+    with pytest.raises(FuseMixLiteError, match="no row 'nothing'; there are loss"):
+        measure(["loss", "nothing"])
+    with pytest.raises(FuseMixLiteError, match="rounds = 0"):
+        measure(rounds=0)
+
+
+def test_amounts_as_people_read_them():
+    seconds = [amount(value, "seconds") for value in (None, 0.00312, 0.5, 3.21, 214.4)]
+    assert seconds == ["–", "3.12 ms", "500 ms", "3.2 s", "214 s"]
+    assert [amount(value, "bytes") for value in (13.4e9, 2e6)] == ["13.40 GB", "2.00 MB"]
+
+
+def test_a_record_keeps_its_other_rows_and_takes_no_small_ones(here, tmp_path):
+    path = tmp_path / "speed.json"
+    ((_, found),) = measure(["recall"], rounds=1, smoke=True)
+    with pytest.raises(FuseMixLiteError, match="no smoke rows"):
+        keep(path, "recall", found)
+    for name in ("recall", "loss", "recall"):
+        keep(path, name, {**found, "smoke": False, "ours": len(name)})
+    content = json.loads(path.read_text())
+    assert list(content) == ["loss", "recall"] and content["loss"]["ours"] == 4  # in the order of the table
+
+
+def test_the_machine_is_told_and_not_its_name():
+    import platform
+
+    told = bench.machine()
+    assert told["threads"] == torch.get_num_threads() and told["torch"] in torch.__version__
+    assert not platform.node() or platform.node() not in json.dumps(told)
+
+
+def test_the_command(here, capsys, tmp_path):
+    assert main(["bench", "--list"]) == 0
+    assert all(re.search(rf"^{name} ", out, re.MULTILINE) for out in [capsys.readouterr().out] for name in ROWS)
+    assert main(["bench", "--rows", "recall,kdpp-dense", "--rounds", "1", "--smoke", "--quiet", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"machine", "rows"} and list(told["rows"]) == ["recall", "kdpp-dense"]
+    assert main(["bench", "--rows", "kdpp-dense", "--rounds", "1", "--smoke"]) == 0
+    out, err = capsys.readouterr()
+    assert "picks identical" in out and "kdpp-dense: greedy k-DPP" in err
+    assert main(["bench", "--rows", "nothing"]) == 1 and "no row 'nothing'" in capsys.readouterr().err
+    record = tmp_path / "speed.json"
+    assert main(["bench", "--rows", "recall", "--smoke", "--record", str(record)]) == 1 and not record.exists()
