@@ -31,6 +31,7 @@ GB = 1e9
 #: fp32); of a CPU's best products what the book's own records reached, a fifth to a third.
 REACHED = {"fp32": 0.6, "fp16": 0.3, "cpu": 0.25}
 TOKENS = 16  # a caption, special tokens among them
+KEPT = 4  # sources whose pairs a process keeps, of the twelve splits in `experiments.pairs_of`
 PAIR = 64  # bytes a pair: its item's name and its owner
 HEADROOM = 0.9  # of free memory: the rest is for what is not counted here
 
@@ -366,8 +367,10 @@ def _fusion(
     p: Profile, arms: Sequence[dict], seeds: int, tuned: bool, machine: Machine, local: bool
 ) -> tuple[list[Need], list[str]]:
     """One need for all runs, and what of the arms is not counted."""
-    seconds = held = ram = 0.0
-    runs, left_out = 0, []
+    from .experiments import source_of
+
+    seconds = held = subset = 0.0
+    runs, left_out, whole = 0, [], {}
     for arm in arms:
         if arm.get("scheme") not in SCHEMES:
             left_out.append(f"arms of {arm.get('scheme', 'pictures drawn')}, which are no fusion")
@@ -383,11 +386,22 @@ def _fusion(
             runs += times
             stay = cost.bytes["latents"] if _in_memory(p, arm) else 0.0
             held = max(held, cost.total_bytes - cost.bytes["latents"] + stay)
-            ram = max(ram, 2 * stay, PAIR * pairs)  # all pairs, and the arm's subset of them
+            subset = max(subset, stay, PAIR * pairs)
+        whole[source_of(arm, p, "train")] = _whole(p, arm, local) if _in_memory(p, arm) else 0.0
     if not runs:
         return [], list(dict.fromkeys(left_out))
+    ram = subset + sum(sorted(whole.values())[-KEPT:])  # all pairs of the last few sources, and one arm's part of them
     where = {"device": held, "ram": ram} if machine.device is not None else {"ram": held + ram}
     return [Need("fusion", f"{runs:,} runs", seconds, **where)], list(dict.fromkeys(left_out))
+
+
+def _whole(p: Profile, arm: dict, local: bool) -> float:
+    """Bytes of all pairs that an arm's are taken from, in fp32."""
+    if sets_of(arm, p)["train"][0] in REAL:
+        return 0.0  # small, and read once
+    pairs, items, dims = _first(p, arm | {"items": p.train_items + p.sounds.train_items}, local)  # more than there are
+    x, y = dims.values()
+    return 4.0 * (items * x + pairs * y)
 
 
 def _in_memory(p: Profile, arm: dict) -> bool:

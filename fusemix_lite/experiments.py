@@ -84,7 +84,7 @@ def _public_source(arm: dict, p: Profile, split: str, name: str) -> Source:
 @lru_cache(maxsize=12)
 def pairs_of(p: Profile, split: str, source: Source) -> LatentPairs:
     """The latent pairs of a split: from the cache, or real ones from their files."""
-    if source.data not in ("image-text", "audio-text", *REAL):
+    if _is_public(source):
         return _public_pairs(p, split, source)
     size = {"train": p.train_items, "val": p.val_items, "test": p.test_items}[split]
     if source.data in REAL:
@@ -92,6 +92,10 @@ def pairs_of(p: Profile, split: str, source: Source) -> LatentPairs:
         return pairs if pairs.n_items <= size else pairs.take(range(size))
     dataset = SoundingScenes(source.data, split, size, source.captions, source.noise, source.skew, wording=source.wording)
     return scene_pairs(dataset, source.x_encoder, source.y_encoder, progress=False)
+
+
+def _is_public(source: Source) -> bool:
+    return source.data not in ("image-text", "audio-text", *REAL)
 
 
 def _public_pairs(p: Profile, split: str, source: Source) -> LatentPairs:
@@ -111,7 +115,7 @@ def extract_public(p: Profile, arms: list[dict]) -> None:
 
     wanted: dict[tuple, dict] = {}  # data, split, side -> encoders, in order
     for split, source in dict.fromkeys(need for arm in arms for need in needed(p, arm)):
-        if source.data not in ("image-text", "audio-text", *REAL):
+        if _is_public(source):
             for side, names in (("x", source.x_encoder), ("y", source.y_encoder)):
                 wanted.setdefault((source.data, split, side), {}).update(dict.fromkeys(names.split("+")))
     for (data, split, _), encoders in wanted.items():
@@ -176,8 +180,7 @@ def training_pairs(p: Profile, arm: dict, seed: int) -> LatentPairs:
 
 def _as_many(items: int, pairs: LatentPairs, source: Source) -> int:
     """So many items, or all, where public data have fewer than the profile counts on, as addresses die."""
-    public = source.data not in ("image-text", "audio-text", *REAL)
-    return min(items, pairs.n_items) if public else items
+    return min(items, pairs.n_items) if _is_public(source) else items
 
 
 def _as_wanted(p: Profile, arm: dict, split: str, pairs: LatentPairs, seed: int) -> LatentPairs:
@@ -332,7 +335,8 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     started = time.perf_counter()
     extract_public(p, arms)
     for split, source in dict.fromkeys(need for arm in arms for need in needed(p, arm)):
-        pairs_of(p, split, source)  # latents first, so that no two workers extract the same ones
+        if not _is_public(source):
+            pairs_of(p, split, source)  # latents first, so that no two workers extract the same ones
     pairs_of.cache_clear()
 
     grids = [list(product(*_grid(p, arm))) for arm in arms]

@@ -36,7 +36,8 @@ def test_extraction_and_fusion_are_what_costs_counts():
     dims, shape = {"image": image.dim, "text": text.dim}, {"batch_size": 64, "shared_dim": 32, "depth": 1}
     run = costs.fusion_cost(500, dims, steps=5, items=100, **shape)
     assert fusion.seconds == pytest.approx(3 * run.total_flops / ROOMY.fp32)
-    assert fusion.ram == run.total_bytes + 2 * run.bytes["latents"] and fusion.device == 0
+    assert fusion.ram == run.total_bytes + (1 + 2) * run.bytes["latents"]  # the arm's half, and all of which it is the half
+    assert fusion.device == 0
     assert fusion.what == "3 runs"
 
 
@@ -73,10 +74,16 @@ def test_what_would_not_fit_is_said_with_its_remedy(machine, told):
 def test_latents_on_disk_are_held_nowhere():
     p, arms = plan("retrieval", profile("paper"))
     machine = sheet_machine("H100", 128e9, 128e9)
-    on_disk, in_memory = (before_run(replace(p, in_memory=how), arms, machine=machine).needs[-1] for how in (False, True))
+    on_disk, in_memory = (before_run(replace(p, in_memory=how), arms[:1], machine=machine).needs[-1] for how in (False, True))
     latents = 4 * (4_080_000 * 1536 + 5_200_000 * 1024)
     assert in_memory.device - on_disk.device == latents and in_memory.ram == 2 * latents > 100 * on_disk.ram
     assert in_memory.seconds == on_disk.seconds
+
+
+def test_a_process_keeps_the_pairs_of_a_few_sources():
+    arms = [ARM | {"image": f"lite-image-b{layer}"} for layer in ("", "@0", "@1", "@2", "@3")]
+    one, two, four, five = (before_run(SMOKE, arms[:n], machine=ROOMY).needs[-1].ram for n in (1, 2, 4, 5))
+    assert 0 < two - one == (four - one) / 3 and five == four
 
 
 def test_colab_fits_what_it_is_made_for():
