@@ -34,7 +34,7 @@ def greedy_kdpp(
     centre: bool = False,
     kernel: Callable | None = None,
     single: bool = False,
-    watch: Callable[[int], None] | None = None,
+    watch: Callable | None = None,
 ) -> Tensor:
     """The k rows of greatest determinant, found greedily: each pick is the row that multiplies det(L_S) most.
 

@@ -10,6 +10,7 @@ from fusemix_lite import FuseMixLiteError, bench
 from fusemix_lite.bench import ROWS, Case, Row, amount, eliminated, keep, latents, line, measure, one_by_one, sorted_ranks
 from fusemix_lite.cli import main
 from fusemix_lite.metrics import ranks_from_scores
+from tools import fragments
 
 
 @pytest.fixture
@@ -146,6 +147,32 @@ def test_the_machine_is_told_and_not_its_name():
     told = bench.machine()
     assert told["threads"] == torch.get_num_threads() and told["torch"] in torch.__version__
     assert not platform.node() or platform.node() not in json.dumps(told)
+
+
+def test_the_page_shows_what_the_record_holds(here):
+    assert "Nothing was measured yet" in fragments.speed({})
+    record = {name: {**found, "met": True} for name, found in measure(ROWS, rounds=1, smoke=True)}
+    text = fragments.speed(record)
+    table = [row.split(" | ") for row in text.splitlines() if row.startswith("| ")][1:]
+    assert [cells[0].removeprefix("| ") for cells in table] == [row.about for row in ROWS.values()]
+    for cells, found in zip(table, record.values(), strict=True):
+        assert cells[1] == amount(found["ours"], "bytes" if found["unit"] == "bytes" else "seconds")
+        assert cells[4] == ("–" if found["ratio"] is None else f"{found['ratio']:.2g}")
+        assert f"`{found['command']}`" in text and found["against"] in text
+    assert text.count("Measured on: ") == 1 and "GPU: not measured" in text
+    record["loss"]["machine"] = {**record["loss"]["machine"], "processor": "Another"}
+    assert "Another, " in fragments.speed(record)
+    svg = fragments.curve(record["kdpp-large"])
+    assert svg.startswith("<?xml") and svg == fragments.curve(record["kdpp-large"])  # a build makes the same picture
+
+
+def test_the_record_of_the_book_is_of_rows_that_there_are():
+    path = fragments.ROOT / "book/results/speed.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    for name, found in record.items():
+        assert found["about"] == ROWS[name].about and found["goal"] == ROWS[name].goal, f"{name} was measured before it changed"
+        assert not found["smoke"]
+    assert not record or set(record) == set(ROWS)
 
 
 def test_the_command(here, capsys, tmp_path):

@@ -4,6 +4,8 @@
 """
 
 import ast
+import io
+import json
 import os
 import platform
 import re
@@ -176,6 +178,66 @@ def ledgers() -> dict[str, str]:
     }
 
 
+def speed(record: dict[str, dict]) -> str:
+    """The table of speed from its record: ours, the plain way, the limit, ratios, goals; the machines and the commands."""
+    from fusemix_lite.bench import amount, judged
+
+    if not record:
+        return "Nothing was measured yet: `fusemix-lite bench` does.\n"
+    lines = ["| what | ours | plain way | limit | ours : plain | limit : ours | |", "|---|--:|--:|--:|--:|--:|---|"]
+    for row in record.values():
+        unit = "bytes" if row["unit"] == "bytes" else "seconds"
+        cells = [row["about"], *(amount(row[way], unit) for way in ("ours", "plain", "limit"))]
+        cells.append("–" if row["ratio"] is None else f"{row['ratio']:.2g}")
+        cells.append(f"{row['of_limit']:.2g}" if row["of_limit"] >= 0.01 else "< 0.01")
+        peak = f"peak {amount(row['peak'], 'bytes')}, " if "peak" in row else ""
+        lines.append("| " + " | ".join([*cells, peak + judged(row)]) + " |")
+    lines += ["", "Against what, and how it was run:", ""]
+    for row in record.values():
+        same = f" Both ways: {row['agreement']}." if "agreement" in row else ""
+        lines.append(f"- **{row['about']}.** Plain: {row['against']}. Limit: {row['limit_is']}.{same} `{row['command']}`")
+    told = []
+    for row in record.values():
+        line = "{processor}, {threads} of {cores} cores, {system}, Python {python}, torch {torch}".format(**row["machine"])
+        if line not in told:
+            told.append(line)
+    lines += ["", f"Measured on: {'; '.join(told)}. GPU: not measured, since there was none at hand.", ""]
+    for name, row in record.items():
+        if "curve" in row:
+            picks, seconds = row["curve"][-1]
+            half = next(at for at in row["curve"] if at[0] >= picks / 2)
+            tale = f"half of the {picks:,} picks after {half[1]:.0f} of {seconds:.0f} seconds"
+            alt = f"Seconds against picks, a curve that bends upwards: {tale}."
+            lines += [f"```{{figure}} _generated/{name}.svg", f":alt: {alt}", ""]
+            lines += [f"{row['about'][0].upper()}{row['about'][1:]}: {tale}.", "```", ""]
+    return "\n".join(lines)
+
+
+def curve(row: dict) -> str:
+    """Time against picks, measured and as the operations grow, as SVG."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    from fusemix_lite.report import COLOURS, STYLE
+
+    picks, seconds = zip(*row["curve"], strict=True)
+    d = int(re.search(r"d = (\d+)", row["about"])[1])
+    counted = [k * (2 * d + k) * seconds[-1] / (picks[-1] * (2 * d + picks[-1])) for k in picks]
+    with plt.rc_context({**STYLE, "svg.hashsalt": "fusemix-lite"}):
+        fig, axes = plt.subplots()
+        axes.plot(picks, seconds, color=COLOURS["fusemix"], label="measured")
+        axes.plot(picks, counted, color=COLOURS["none"], linestyle="--", label="as the operations grow")
+        axes.set(xlabel="picks", ylabel="seconds", xlim=(0, None), ylim=(0, None))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(loc="upper left")
+        file = io.StringIO()
+        fig.savefig(file, format="svg", metadata={"Date": None})
+        plt.close(fig)
+    return file.getvalue()
+
+
 def citation(address: str) -> str:
     """How to cite book and paper, from CITATION.cff."""
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -213,7 +275,13 @@ def citation(address: str) -> str:
 def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> None:
     """Write all fragments into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    path = ROOT / "book/results/speed.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    for name, row in record.items():
+        if "curve" in row:
+            (folder / f"{name}.svg").write_text(curve(row))
     fragments = {
+        "speed": speed(record),
         "versions": versions(),
         "profiles": profiles(),
         "profile-source": profile_source(),
