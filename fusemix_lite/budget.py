@@ -525,5 +525,15 @@ def _rate(rate: float) -> str:
 
 def duration(seconds: float) -> str:
     """In the unit that suits, as roughly as it is known: "23 days", "7.0 h", "2.3 min", "15 s"."""
-    size, unit = next((pair for pair in ((86_400, "days"), (3_600, "h"), (60, "min")) if seconds >= 2 * pair[0]), (1, "s"))
+    size, unit = _unit(seconds)
     return f"{seconds / size:,.{0 if seconds >= 9.95 * size or size == 1 else 1}f} {unit}"
+
+
+def order_of(seconds: float) -> str:
+    """The same to one digit, for a page: "20 days", "7 h", "2 min"."""
+    size, unit = _unit(seconds)
+    return f"{float(f'{seconds / size:.0e}'):,.0f} {unit}"
+
+
+def _unit(seconds: float) -> tuple[int, str]:
+    return next((pair for pair in ((86_400, "days"), (3_600, "h"), (60, "min")) if seconds >= 2 * pair[0]), (1, "s"))

@@ -123,14 +123,14 @@ def at_scales(name: str, rows: Callable[[Record], list[dict]], scales: Sequence[
 
 def not_yet(name: str, scale: str) -> str:
     """A sentence about a record that nobody has made."""
-    from .budget import before_experiment, duration, sheet_machine
+    from .budget import before_experiment, order_of, sheet_machine
 
     p = profile(scale)
     made = f"Not yet measured: `python -m fusemix_lite.experiments {name} --profile {scale}` makes it"
     if not p.made_for:
         return f"{made}."
     forecast = before_experiment(name, p, sheet_machine(p.made_for), local=False)
-    return f"{made}, in about {duration(forecast.seconds)} on one {p.made_for}, reading of files not counted."
+    return f"{made}, in about {order_of(forecast.seconds)} on one {p.made_for}, reading of files not counted."
 
 
 def _key(arm: dict) -> str:

@@ -110,10 +110,17 @@ def test_the_paper_fits_a_large_gpu_and_not_a_small_one():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(15, "15 s"), (140, "2.3 min"), (6.5 * 3600, "6.5 h"), (186.9 * 86400, "187 days")]
+    ("seconds", "told", "order"),
+    [
+        (15, "15 s", "20 s"),
+        (140, "2.3 min", "2 min"),
+        (6.6 * 3600, "6.6 h", "7 h"),
+        (40 * 3600, "40 h", "40 h"),
+        (186.9 * 86400, "187 days", "200 days"),
+    ],
 )
-def test_time_is_told_as_roughly_as_it_is_known(seconds, told):
-    assert budget.duration(seconds) == told
+def test_time_is_told_as_roughly_as_it_is_known(seconds, told, order):
+    assert (budget.duration(seconds), budget.order_of(seconds)) == (told, order)
 
 
 @pytest.mark.parametrize("name", budget.PUBLIC)
