@@ -7,7 +7,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
-PROFILE  ?=#   smoke or lite; empty: what the chapters say (lite)
+PROFILE  ?=#   smoke, lite, colab or paper; empty: what the chapters say (lite)
 TORCH    ?=#   proof: the torch that is there before the package comes, e.g. TORCH="torch==2.9.1 torchvision==0.24.1"
 REPO_URL ?=#   empty: the address in pyproject.toml
 KEEP     ?=#   KEEP=1: keep the executed chapters whose inputs have not changed
@@ -25,7 +25,7 @@ help:  ## this list
 	@echo ""
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo ""
-	@echo "Settings: PROFILE=smoke|lite  REPO_URL=https://…  KEEP=1  CHAPTERS=\"book/…\"  WORKERS=$(WORKERS)"
+	@echo "Settings: PROFILE=smoke|lite|colab|paper  REPO_URL=https://…  KEEP=1  CHAPTERS=\"book/…\"  WORKERS=$(WORKERS)"
 
 setup: $(STAMP)  ## create .venv and install what was tested (once; the only step that needs a network)
 

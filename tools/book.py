@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.book", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build", help="execute the chapters and build the pages into _build/html")
-    command.add_argument("--profile", help="smoke or lite (default: what the chapters say)")
+    command.add_argument("--profile", help="smoke, lite, colab or paper (default: what the chapters say)")
     command.add_argument("--repo-url", default=repository_address(), help="address of the repository")
     command.add_argument("--keep", action="store_true", help="keep executed chapters whose inputs have not changed")
     command = commands.add_parser("refresh", help="execute chapters and write them back as the committed ones")
