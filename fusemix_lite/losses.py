@@ -15,7 +15,7 @@ from .errors import FuseMixLiteError
 
 #: A matrix of more bytes than this is not made, by type of device. On a CPU tiles are faster above it; elsewhere they cost a
 #: third more operations and are there for the memory.
-DENSE_BYTES = {"cpu": 2**25, "other": 2**30}  # in fp32 up to B = 2,896 and 16,384
+DENSE_BYTES = {"cpu": 2**25, "other": 2**31}  # in fp32 up to B = 2,896, and 23,170: the paper's batch is one matrix
 TILE = {"cpu": 1024, "other": 4096}  # rows and columns of a tile: 4 MB where caches count, 64 MB where launches do
 #: exp(x) of any |x| up to this, and sums of millions of them, are ordinary numbers: no maximum has to be subtracted.
 SAFE_LOGIT = {torch.float32: 60.0, torch.float64: 600.0}
@@ -34,7 +34,7 @@ def symmetric_infonce(
     Row i of `u` and row i of `v` are the positive pair; every other row of the batch is a negative, in both directions.
     That holds for a second caption of the same image too, as in the official code, unless `same` says otherwise.
 
-    Where the (B, B) matrix of similarities would take more than 32 MB on a CPU or 1 GB elsewhere (`DENSE_BYTES`), it is
+    Where the (B, B) matrix of similarities would take more than 32 MB on a CPU or 2 GB elsewhere (`DENSE_BYTES`), it is
     worked off in tiles: the same value and gradients up to rounding, in O(B D) memory.
 
     Args:
