@@ -16,6 +16,7 @@ from .disk import sha256
 from .files import FilePairs
 from .metrics import tiles
 from .pairs import LatentPairs
+from .rows import StoredRows
 
 NEAR = 0.99  # cosine of centred latents from which two items count as one picture or sound, saved twice
 
@@ -40,7 +41,8 @@ def audit(dataset: FilePairs | None, parts: Mapping[str, LatentPairs] | None = N
     `parts`, else that of the split column.
 
     Latents are checked in `parts`: media (x) of one part that nearly equal one of another, cosine at least 0.99 once
-    the mean of all latents is taken off. Without that, most encoders find all items alike.
+    the mean of all latents is taken off. Without that, most encoders find all items alike. Latents that stay on disk are too
+    many to compare, and not looked at.
     """
     parts = parts or {}
     findings = [] if dataset is None else [*_of_files(dataset, _part_of(dataset, parts)), *_of_captions(dataset, parts)]
@@ -101,9 +103,8 @@ def _of_captions(dataset: FilePairs, parts: Mapping[str, LatentPairs]) -> Iterab
 
 def _of_latents(parts: Mapping[str, LatentPairs]) -> Iterable[Finding]:
     """Near-duplicates between each two parts; "train", where there is one, is what the others are compared with."""
-    if len(parts) < 2:
+    if len(parts) < 2 or any(isinstance(pairs.x, StoredRows) for pairs in parts.values()):
         return
-    parts = {name: pairs.loaded() for name, pairs in parts.items()}
     mean = torch.cat([pairs.x for pairs in parts.values()]).mean(0)
     for known, asked in combinations(sorted(parts, key=lambda name: name != "train"), 2):
         best, place = _nearest(parts[asked].x - mean, parts[known].x - mean)

@@ -18,7 +18,8 @@ from .errors import FuseMixLiteError
 
 PROG = "fusemix-lite"
 
-# Said here too, since asking `fit` and `mixing` would import torch for a help text; a test compares them.
+# Said here too, since asking `encoders`, `fit` and `mixing` would import torch for a help text; a test compares them.
+PRECISIONS = ("fp32", "bf16", "fp16")
 SCHEMES = ("none", "fusemix", "separate", "noise", "quantise", "slerp")
 FIT_DEFAULTS = {
     "augment": "fusemix", "alpha": 1.0, "steps": 1000, "batch_size": 512, "lr": 1e-3, "dropout": 0.3, "depth": 1,
@@ -181,26 +182,52 @@ def _fetch_data(args, say: Speaker) -> None:
 
 
 def extract(args, say: Speaker) -> None:
+    from .extraction import Share
     from .workflow import extract_pairs
 
+    first = Share.of_this_process().rank == 0  # of several processes that a launcher started, one speaks
+    options = {key: getattr(args, key) for key in ("precision", "workers", "append", "split")}
     encoders = {m: getattr(args, m) for m in ("image", "audio", "text") if getattr(args, m)}
-    found = extract_pairs(args.source, args.out, encoders, args.device, args.batch_size, say.progress)
-    lines = [
-        f"{modality:<5} {rows:,} latents of {encoder['dim']} dimensions by {encoder['id']}: {Path(args.out) / modality}"
-        for (modality, encoder), rows in zip(found["encoders"].items(), found["rows"].values(), strict=True)
-    ]
-    for modality, left in found["left_out"].items():
+    given = (args.source, args.out, encoders, args.device, args.batch_size, say.progress and first)
+    found = extract_pairs(*given, **options, folder=args.data)
+    if not first:
+        return
+    every = found["encoders"] | found.get("more", {})
+    width = max(5, *map(len, every))
+    lines = []
+    for name, encoder in every.items():
+        made = f"{found['rows'][name]:,} latents of {encoder['dim']} dimensions by {encoder['id']}"
+        lines.append(f"{name:<{width}} {made}: {Path(args.out) / name}")
+    for name, left in found["left_out"].items():
         if left["count"]:
-            lines.append(f"left out: {left['count']:,} of {modality}, listed with reasons in {left['list']}")
+            lines.append(f"left out: {left['count']:,} of {name}, listed with reasons in {left['list']}")
     if not any(left["count"] for left in found["left_out"].values()):
         lines.append("left out: nothing")
     split = found.pop("split")
-    summary = {part: list(split.values()).count(part) for part in dict.fromkeys(split.values())} if split else None
+    if isinstance(split, str):
+        summary = {split: found["items"]}
+    else:
+        summary = {part: list(split.values()).count(part) for part in dict.fromkeys(split.values())} if split else None
     say.result({**found, "parts": summary, "out": str(args.out)}, "\n".join(lines))
     if "text" in found["encoders"]:
         say.next(f"fit {args.out} --out model")
+        if "more" in found:
+            other = {name.split("-")[0]: name for name in reversed(found["more"])}
+            x, y = (Path(args.out) / other.get(name, name) for name in (found["media"], "text"))
+            say.next(f"fit --x {x} --y {y} --out other-model")
     else:
         say.note("no captions: a gallery to search in, but no pairs to fit")
+
+
+def merge(args, say: Speaker) -> None:
+    from .workflow import merge_latents
+
+    stores = merge_latents(args.sources, args.out, args.prefix)
+    lines = [f"{store.path}: {len(store):,} latents of {store.dim} dimensions" for store in stores.values()]
+    rows = {str(store.path): len(store) for store in stores.values()}
+    say.result({"sources": args.sources, "out": args.out, "rows": rows}, "\n".join(lines))
+    if "" not in stores:
+        say.next(f"fit {args.out} --out model")
 
 
 def fit(args, say: Speaker) -> None:
@@ -317,7 +344,7 @@ def _gallery(args, asked: str):
         return None, {}, ""
     from .files import read_pairs
     from .store import LatentStore
-    from .workflow import PAIRS, read_pairs_json
+    from .workflow import PAIRS, read_pairs_json, reopen
 
     media = next((name for name in (args.target, asked) if name in ("image", "audio")), None)
     if not (Path(args.source) / PAIRS).is_file():
@@ -328,7 +355,7 @@ def _gallery(args, asked: str):
                 raise
             return read_pairs(args.source, media), {}, args.source  # where both are found, the query tells
     content = read_pairs_json(args.source)
-    dataset = read_pairs(content["source"], content["media"])
+    dataset = reopen(content)
     if dataset.id != content["dataset"]:
         raise FuseMixLiteError(f"{content['source']} has changed since {args.source} was extracted: extract into a new folder")
     stores = {modality: LatentStore.open(Path(args.source) / modality) for modality in content["encoders"]}
@@ -444,19 +471,44 @@ def _parser() -> argparse.ArgumentParser:
         extract, "encode pairs with frozen encoders, once", """
         fusemix-lite extract pairs --out latents
         fusemix-lite extract photos.csv --image facebook/dinov2-small --text BAAI/bge-small-en-v1.5 --out latents
+        fusemix-lite extract coco --split val --data ~/data/coco --image lite-image-a --image lite-image-b --out latents
+        torchrun --nproc-per-node 4 -m fusemix_lite extract pairs --out latents --precision bf16
 
         SOURCE is a table (.csv, .tsv, .jsonl) with columns image or audio, text and perhaps split, or a folder: with such
-        a table as captions.csv or metadata.csv, or of media files, each with a text file of its name (a.jpg, a.txt).
+        a table as captions.csv or metadata.csv, or of media files, each with a text file of its name (a.jpg, a.txt). Or it
+        is the name of a public data set (see `data --list`), or several of them joined by +.
+
+        Several encoders of a kind, each named by its own --image, --audio or --text, share one pass. Several GPUs or machines
+        that see one folder share it too, under torchrun or accelerate launch; the bytes are those of one process.
         """, goes_on,
     )  # fmt: skip
-    sub.add_argument("source", metavar="SOURCE", help="a table or a folder")
+    sub.add_argument("source", metavar="SOURCE", help="a table, a folder, or a public data set by name")
     one = sub.add_mutually_exclusive_group()
-    one.add_argument("--image", metavar="ENCODER", help="lite name, local folder or hub id (default: lite-image-a)")
-    one.add_argument("--audio", metavar="ENCODER", help="the same for sounds (default: lite-audio-a)")
-    sub.add_argument("--text", metavar="ENCODER", help="the same for captions (default: lite-text-a)")
+    several = {"metavar": "ENCODER", "action": "append"}
+    one.add_argument("--image", **several, help="lite name, local folder or hub id; may be repeated (default: lite-image-a)")
+    one.add_argument("--audio", **several, help="the same for sounds (default: lite-audio-a)")
+    sub.add_argument("--text", **several, help="the same for captions (default: lite-text-a)")
     sub.add_argument("--out", required=True, metavar="LATENTS", help="a folder for the latents")
+    sub.add_argument("--data", metavar="FOLDER", help="where the public data set lies (default: $FUSEMIX_LITE_DATA/NAME)")
+    sub.add_argument("--split", choices=["train", "val", "test"], help="of the public data set (default: train)")
     sub.add_argument("--batch-size", type=_at_least(1), default=64, metavar="N", help="items encoded at once")
     sub.add_argument("--device", **device)
+    sub.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products; the halves are for GPUs")
+    opening = "processes that open items while the device computes (default: 0 on a CPU, else one a core, 8 at most)"
+    sub.add_argument("--workers", type=_at_least(0), metavar="N", help=opening)
+    grown = "SOURCE has grown at its end: keep the latents of what was there, encode what is new"
+    sub.add_argument("--append", action="store_true", help=grown)
+
+    sub = command(
+        merge, "join latents of several data sets by the same encoders", """
+        fusemix-lite merge coco-latents sbu-latents --out both --prefix coco/ --prefix sbu/
+        fusemix-lite merge part-1/text part-2/text --out text
+        """, goes_on,
+    )  # fmt: skip
+    sub.add_argument("sources", nargs="+", metavar="LATENTS", help="two or more folders that extract wrote, or stores in them")
+    sub.add_argument("--out", required=True, metavar="MERGED", help="a new folder")
+    names = "put before the item ids of the first, second, … (needed where data sets have ids in common)"
+    sub.add_argument("--prefix", action="append", metavar="PREFIX", help=names)
 
     sub = command(
         fit, "train adapters on latents, select on validation items", """

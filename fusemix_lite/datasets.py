@@ -105,11 +105,12 @@ class SoundingScenes:
             raise FuseMixLiteError(f"no field {modality!r} in {self.id}; there are {', '.join(MODALITIES)}")
         names = [f"{self.pair}-{self.split}-{i:06d}" for i in range(self.size)]
         if modality == "text":
-            n = self.captions
-            return [name for name in names for _ in range(n)], Lazy(
-                self.size * n, lambda i: self.caption(i // n, i % n)
-            )
+            return [name for name in names for _ in range(self.captions)], Lazy(self.size * self.captions, self._row)
         return names, Lazy(self.size, self.image if modality == "image" else self.audio)
+
+    def _row(self, index: int) -> str:
+        """The caption of a row of text; a method, so that worker processes can be sent it."""
+        return self.caption(index // self.captions, index % self.captions)
 
     def _rng(self, index: int, stream: str):
         return item_rng(self.pair, self.split, index, stream, self.seed)

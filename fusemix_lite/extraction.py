@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .encoders import PRECISIONS, BaseEncoder, EncoderSource, load_encoder, resolve_encoder
 from .errors import FuseMixLiteError
-from .feeding import Batch, Task, default_workers, feed, path_of
+from .feeding import Batch, Task, feed, path_of
 from .store import ROWS_PER_SHARD, LatentOrigin, LatentStore, LatentWriter, open_same
 
 AnyEncoder = BaseEncoder | str | Path
@@ -64,7 +64,7 @@ def extract(
     Args:
         precision: "fp32"; "bf16" or "fp16" for mixed precision, which is faster on a GPU. Part of the store's origin.
         workers: processes that open items while the device computes; they change no byte. None: 0 on a CPU, else one a core,
-            8 at most. A script needs ``if __name__ == "__main__":`` for any.
+            8 at most, as far as they can start: a script needs ``if __name__ == "__main__":`` for any.
         append: `out` may hold the store of a smaller version of the dataset, with the same items (unchanged, which only their
             ids can show) at its beginning: only new shards are encoded, and the bytes are those of a store made at once.
 
@@ -74,7 +74,7 @@ def extract(
     if not isinstance(encoders, Mapping | list | tuple):
         return _extract(dataset, [(encoders, out)], how)[0]
     named = encoders.items() if isinstance(encoders, Mapping) else [(_source(encoder).id, encoder) for encoder in encoders]
-    wanted = [(encoder, out / _readable(name)) for name, encoder in named]
+    wanted = [(encoder, out / folder_name(name)) for name, encoder in named]
     if not wanted or len({folder for _, folder in wanted}) < len(wanted):
         names = ", ".join(folder.name for _, folder in wanted) or "none"
         raise FuseMixLiteError(f"extract: encoders for the folders {names}: give one or more, in a mapping if ids are alike")
@@ -104,7 +104,7 @@ def cached_latents(
         key = [dataset.id, source.id, source.revision, source.preprocessing_hash]
         key += [] if precision == "fp32" else [precision]
         digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:16]
-        folders.append((name, cache_dir() / f"{_readable(f'{dataset.id}--{source.id}')[:100]}--{digest}"))
+        folders.append((name, cache_dir() / f"{folder_name(f'{dataset.id}--{source.id}')[:100]}--{digest}"))
     stores = _extract(dataset, folders, _How(batch_size, device, progress, precision, workers))
     return stores if several else stores[0]
 
@@ -304,12 +304,11 @@ def _encode(data: _Field, passes: list[_Pass], how: _How, mine: range) -> None:
                 yield Task(range(start, min(start + how.batch_size, indices.stop)), places)
 
     encoders = [one.encoder for one in passes]
-    workers = max(map(default_workers, encoders)) if how.workers is None else how.workers
     total, left = (sum(len(data.shards[number]) for number in some) for some in (mine, numbers))
     who = encoders[0].id if len(encoders) == 1 else f"{len(encoders)} {encoders[0].modality} encoders"
     silent = not how.progress or mine.start > 0  # one bar, however many processes
     with tqdm(total=total, initial=total - left, desc=f"{who} on {data.dataset_id}", unit=" items", disable=silent) as bar:
-        for task, batches in feed(data.values, encoders, tasks(), workers):
+        for task, batches in feed(data.values, encoders, tasks(), how.workers):
             for place, batch in zip(task.encoders, batches, strict=True):
                 passes[place].take(batch, data.values, how.precision)
                 if task.indices.stop in shard_of:
@@ -356,6 +355,6 @@ def _source(encoder: AnyEncoder) -> EncoderSource:
     return resolve_encoder(encoder) if isinstance(encoder, str | Path) else encoder
 
 
-def _readable(name: str) -> str:
-    """A name as the name of a folder."""
+def folder_name(name: str) -> str:
+    """The name of a folder for an encoder's id, or any other name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", str(name))

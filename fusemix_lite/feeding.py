@@ -9,10 +9,12 @@ that makes them.
 import multiprocessing
 import os
 import pickle
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,43 +45,57 @@ class Batch(NamedTuple):
 
 
 def feed(
-    values: Sequence, encoders: Sequence[BaseEncoder], tasks: Iterable[Task], workers: int = 0
+    values: Sequence, encoders: Sequence[BaseEncoder], tasks: Iterable[Task], workers: int | None = 0
 ) -> Iterator[tuple[Task, list[Batch]]]:
     """Each task with a batch for each of its encoders, in order. An item is opened once, however many encoders there are.
 
-    All encoders are of one modality. `workers` processes work ahead; with 0 it is done here, when a batch is asked for.
+    All encoders are of one modality. `workers` processes work ahead; with 0 it is done here, when a batch is asked for. None:
+    as many as `default_workers` says, or 0 where they cannot start.
 
-    Raises FuseMixLiteError where `values` or encoders cannot be sent to workers, or a worker dies.
+    Raises FuseMixLiteError where `values` or encoders cannot be sent to the workers that were asked for, or a worker dies.
     """
-    if not workers:
-        for task in tasks:
-            yield task, _batches([encoders[place] for place in task.encoders], task.indices, values.__getitem__)
-        return
+    must, tasks = workers is not None, iter(tasks)
+    workers = workers if must else max(map(default_workers, encoders))
     listed = isinstance(values, list | tuple)
     try:
-        job = pickle.dumps(([encoder.without_model() for encoder in encoders], None if listed else values))
+        job = pickle.dumps(([encoder.without_model() for encoder in encoders], None if listed else values)) if workers else b""
     except Exception as error:  # what cannot be pickled raises several kinds
-        raise FuseMixLiteError(f"items or encoders cannot be sent to worker processes ({error}): use workers=0") from error
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start, (job,))
+        if must:
+            why = f"items or encoders cannot be sent to worker processes ({error})"
+            raise FuseMixLiteError(f"{why}: use workers=0") from error
+        workers = 0
     waiting: deque = deque()
-    try:
-        for task in tasks:
-            given = [values[index] for index in task.indices] if listed else None
-            waiting.append((task, pool.submit(_work, task, given)))
-            if len(waiting) > AHEAD * workers:
-                task, future = waiting.popleft()
-                yield task, [_as_tensors(batch) for batch in future.result()]
-        while waiting:
-            task, future = waiting.popleft()
-            yield task, [_as_tensors(batch) for batch in future.result()]
-    except BrokenProcessPool as error:
-        raise FuseMixLiteError(
-            "a worker process died: of too little memory (use fewer workers or smaller batches), or because the script has no "
-            '`if __name__ == "__main__":`; what was written is kept, and workers=0 works in this process'
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    if workers:
+        pool, first = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (job,)), True
+        try:
+            for task in tasks:
+                given = [values[index] for index in task.indices] if listed else None
+                waiting.append((task, pool.submit(_work, task, given)))
+                if len(waiting) > AHEAD * workers:
+                    yield _done(waiting)
+                    first = False
+            while waiting:
+                yield _done(waiting)
+                first = False
+        except BrokenProcessPool as error:
+            if must or not first:
+                raise FuseMixLiteError(
+                    "a worker process died: of too little memory (use fewer workers or smaller batches), or because the script "
+                    'has no `if __name__ == "__main__":`; what was written is kept, and workers=0 works in this process'
+                ) from error
+            warnings.warn("worker processes cannot start here: items are opened in this one", stacklevel=6)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    for task in chain([task for task, _ in waiting], tasks):
+        yield task, _batches([encoders[place] for place in task.encoders], task.indices, values.__getitem__)
+
+
+def _done(waiting: deque) -> tuple[Task, list[Batch]]:
+    """The first of the tasks that wait, when it is done."""
+    task, future = waiting[0]
+    batches = [_as_tensors(batch) for batch in future.result()]
+    waiting.popleft()
+    return task, batches
 
 
 def default_workers(encoder: BaseEncoder) -> int:

@@ -163,17 +163,16 @@ class LatentPairs:
         return x[paired].double(), sums[paired] / counts[paired, None]
 
     def joined(self, *others: "LatentPairs") -> "LatentPairs":
-        """These items and those of others, one after the other. Ids are kept where all have them."""
+        """These items and those of others, one after the other. Ids are kept where all have them. Pairs on disk can be joined
+        if they are parts of the same ones."""
         every = [self, *others]
         if any((pairs.names, pairs.dims) != (self.names, self.dims) for pairs in others):
             raise FuseMixLiteError(f"joined: {', '.join(map(repr, every))} are not of one kind")
-        if any(isinstance(z, StoredRows) for pairs in every for z in (pairs.x, pairs.y)):
-            raise FuseMixLiteError("joined: these latents are on disk: join the stores by LatentStore.merge, or use loaded()")
         starts = [sum(pairs.n_items for pairs in every[:i]) for i in range(len(every))]
         named = all(pairs.item_ids is not None for pairs in every)
         return LatentPairs(
-            torch.cat([pairs.x for pairs in every]),
-            torch.cat([pairs.y for pairs in every]),
+            _stacked([pairs.x for pairs in every]),
+            _stacked([pairs.y for pairs in every]),
             torch.cat([pairs.owner + start for pairs, start in zip(every, starts, strict=True)]),
             self.names,
             [item for pairs in every for item in pairs.item_ids] if named else None,
@@ -220,6 +219,11 @@ def _side_by_side(stores, in_memory: bool):
 
 def _read(z: Tensor | StoredRows) -> Tensor:
     return z.tensor() if isinstance(z, StoredRows) else z
+
+
+def _stacked(parts: list[Tensor | StoredRows]) -> Tensor | StoredRows:
+    first, *others = parts
+    return first.stacked(*others) if isinstance(first, StoredRows) else torch.cat([_read(part) for part in parts])
 
 
 def _tensor(values) -> Tensor:

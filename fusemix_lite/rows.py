@@ -67,6 +67,17 @@ class StoredRows:
         for start in range(0, len(self), rows):
             yield self._read(self._rows(slice(start, min(start + rows, len(self)))))
 
+    def stacked(self, *others: "StoredRows") -> "StoredRows":
+        """These rows and others of the same stores, one after the other.
+
+        Raises FuseMixLiteError for rows of other stores.
+        """
+        every = [self, *others]
+        for other in others:
+            if not isinstance(other, StoredRows) or any(a is not b for a, b in zip(self._arrays, other._arrays, strict=True)):
+                raise FuseMixLiteError("latents of different stores on disk: join the stores by LatentStore.merge")
+        return StoredRows(self._arrays, np.concatenate([rows._rows(slice(None)) for rows in every]), self.device)
+
     def tensor(self) -> Tensor:
         """Read everything: (N, d) float32."""
         return torch.cat(list(self.split(max(1, STATISTICS // self.shape[1]))))

@@ -27,6 +27,7 @@ from .errors import FuseMixLiteError
 
 if TYPE_CHECKING:
     from .pairs import LatentPairs
+    from .store import LatentStore
     from .training import FitResult
 
 FORMAT = "fusemix-lite pairs"
@@ -35,6 +36,7 @@ LITE = {"image": "lite-image-a", "audio": "lite-audio-a", "text": "lite-text-a"}
 SHIPPED = ("adapters-image-text", "adapters-audio-text")
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 KS = (1, 5, 10)
+IN_MEMORY = 4 * 2**30  # bytes in float32 of latents that `open_latents` holds in memory
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
 
 
@@ -80,65 +82,128 @@ def encoder_identity(source, name: str | Path | None = None, dim: int | None = N
 def extract_pairs(
     source: str | Path,
     out: str | Path,
-    encoders: dict[str, str | Path] | None = None,
+    encoders: dict[str, str | Path | Sequence[str | Path]] | None = None,
     device: str = "auto",
     batch_size: int = 64,
     progress: bool = True,
+    *,
+    precision: str = "fp32",
+    workers: int | None = None,
+    append: bool = False,
+    split: str | None = None,
+    folder: str | Path | None = None,
 ) -> dict:
-    """Encode both modalities of `source` (a table or a folder, see `read_pairs`) into the folder `out`.
+    """Encode both modalities of `source` into the folder `out`, with all encoders of a modality in one pass.
 
-    `encoders` names one a modality; the lite ones are used otherwise. A pass that was stopped goes on where it stood.
+    `source` is a table or a folder (see `read_pairs`), or the name of a public data set, of which `split` ("train" unless
+    given) lies in `folder` (see `open_dataset`). `encoders` names one a modality, or a list; the lite ones are used otherwise.
+    The first one's latents are what `open_latents` opens; those of another one lie beside them, in a folder of its name. A pass
+    that was stopped goes on where it stood. The other options are those of `extract`.
 
-    Returns what pairs.json holds, with ``rows`` and ``left_out`` (the count, and the list's path) by modality.
+    Returns what pairs.json holds, with ``rows`` and ``left_out`` (the count, and the list's path) by folder.
 
     Raises FuseMixLiteError for a source or encoder that cannot be used, and if `out` holds anything else.
     """
     from .encoders import resolve_encoder
-    from .extraction import extract
-    from .files import read_pairs
+    from .extraction import Share, extract, folder_name
 
-    out, encoders = Path(out), dict(encoders or {})
+    out, encoders = Path(out), {modality: _listed(names) for modality, names in (encoders or {}).items()}
     asked = [modality for modality in encoders if modality != "text"]
-    dataset = read_pairs(source, *asked)
+    dataset, where = _open_source(source, asked, split, folder)
     media = dataset.media
     if asked and asked != [media]:
         raise FuseMixLiteError(f"{source} holds {media} files, not {asked[0]}: name an encoder with --{media}")
     known = _read_object(out / PAIRS) if (out / PAIRS).exists() else {"media": media}
     if known.get("media") != media:
         raise FuseMixLiteError(f"{out} holds latents of {known.get('media')} pairs: choose another folder")
-    modalities = [media, "text"] if len(dataset.fields("text")[0]) else [media]
-    chosen = {modality: encoders.get(modality, LITE[modality]) for modality in modalities}
-    found = {modality: resolve_encoder(name) for modality, name in chosen.items()}
-    for modality, encoder in found.items():
-        if encoder.modality != modality:
-            raise FuseMixLiteError(f"encoder {encoder.id} takes {encoder.modality}, not {modality}: name another one")
-    stores = {}
+    if "folder" in where:
+        split = split or "train"  # of all items; else each says its own
+    else:
+        split = dict(zip(dataset.items, dataset.splits, strict=True)) if dataset.splits else None
+    captions = len(dataset.fields("text")[0])
+    chosen, found = {}, {}  # by folder
+    for modality in [media, "text"] if captions else [media]:
+        for place, name in enumerate(encoders.get(modality, [LITE[modality]])):
+            encoder = resolve_encoder(name)
+            if encoder.modality != modality:
+                raise FuseMixLiteError(f"encoder {encoder.id} takes {encoder.modality}, not {modality}: name another one")
+            key = modality if place == 0 else f"{modality}-{folder_name(encoder.id)}"
+            if key in chosen:
+                raise FuseMixLiteError(f"two encoders would have the folder {out / key}: give one of them another --out")
+            chosen[key], found[key] = name, encoder
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"\d+ of \d+ items left out")  # said below, of both modalities at once
-        for modality, name in chosen.items():
-            stores[modality] = extract(dataset, name, out / modality, batch_size, device, progress)
+        warnings.filterwarnings("ignore", message=r"\d+ of \d+ items left out")  # said below, of all at once
+        how = {"precision": precision, "workers": workers, "append": append}
+        stores = extract(dataset, chosen, out, batch_size, device, progress, **how)
+    identities = {key: encoder_identity(found[key], chosen[key], stores[key].dim) for key in stores}
+    more = {key: identity for key, identity in identities.items() if key not in (media, "text")}
     content = {
         "format": FORMAT,
         "version": 1,
-        "source": str(Path(source).resolve()),
+        **where,
         "dataset": dataset.id,
         "media": media,
         "items": len(dataset.items),
-        "captions": len(dataset.captions),
-        "encoders": {m: encoder_identity(found[m], chosen[m], stores[m].dim) for m in modalities},
-        "split": dict(zip(dataset.items, dataset.splits, strict=True)) if dataset.splits else None,
+        "captions": captions,
+        "encoders": {key: identity for key, identity in identities.items() if key not in more},
+        **({"more": more} if more else {}),
+        "split": split,
     }
+    if Share.of_this_process().rank == 0:
+        write_aside(out / PAIRS, as_json(content))
+    left_out = {key: {"count": len(s.quarantine), "list": str(s.path / "quarantine.json")} for key, s in stores.items()}
+    return {**content, "rows": {key: len(store) for key, store in stores.items()}, "left_out": left_out}
+
+
+def merge_latents(
+    sources: Sequence[str | Path], out: str | Path, prefixes: Sequence[str] | None = None
+) -> dict[str, "LatentStore"]:
+    """Join folders that `extract_pairs` wrote, or stores, into one of their kind: see `LatentStore.merge`.
+
+    Returns the stores by folder ("" where stores were given).
+
+    Raises FuseMixLiteError as that does, and for sources of different kinds.
+    """
+    from .store import LatentStore
+
+    sources, out = list(map(Path, sources)), Path(out)
+    with_pairs = [(source / PAIRS).is_file() for source in sources]
+    if not any(with_pairs):
+        return {"": LatentStore.merge(sources, out, prefixes)}
+    if not all(with_pairs):
+        odd = sources[with_pairs.index(False)]
+        raise FuseMixLiteError(f"{odd} holds no {PAIRS}, others do: merge folders that extract wrote, or single stores")
+    contents = [read_pairs_json(source) for source in sources]
+    folders = [list(content["encoders"] | content.get("more", {})) for content in contents]
+    if any(other != folders[0] for other in folders):
+        told = ", ".join(f"{source} holds {' and '.join(own)}" for source, own in zip(sources, folders, strict=True))
+        raise FuseMixLiteError(f"merge: {told}: extract all of them with encoders for the same")
+    stores = {key: LatentStore.merge([source / key for source in sources], out / key, prefixes) for key in folders[0]}
+    splits = []
+    for source, content, prefix in zip(sources, contents, prefixes or [""] * len(sources), strict=True):
+        split = content["split"]
+        if isinstance(split, str):
+            split = dict.fromkeys(LatentStore.open(source / content["media"]).item_ids, split)
+        splits.append(split and {prefix + item: part for item, part in split.items()})
+    content = contents[0] | {
+        "source": " + ".join(content["source"] for content in contents),
+        "dataset": stores[contents[0]["media"]].origin.dataset_id,
+        "items": sum(content["items"] for content in contents),
+        "captions": sum(content["captions"] for content in contents),
+        "split": {item: part for split in splits for item, part in split.items()} if all(splits) else None,
+    }
+    content.pop("folder", None)
     write_aside(out / PAIRS, as_json(content))
-    left_out = {m: {"count": len(s.quarantine), "list": str(s.path / "quarantine.json")} for m, s in stores.items()}
-    return {**content, "rows": {m: len(store) for m, store in stores.items()}, "left_out": left_out}
+    return stores
 
 
 def open_latents(folder: str | Path) -> Latents:
-    """Open what `extract_pairs` wrote. Items that were left out are in no part.
+    """Open what `extract_pairs` wrote. Items that were left out are in no part. Latents of more than `IN_MEMORY` bytes stay
+    on disk (see `LatentPairs.from_stores`).
 
     Raises FuseMixLiteError for a folder that is not, or not all, there, and for one without captions.
     """
-    from .files import read_pairs, split_items
+    from .files import split_items
     from .pairs import LatentPairs
     from .store import LatentStore
 
@@ -153,17 +218,50 @@ def open_latents(folder: str | Path) -> Latents:
         own = encoder_identity(store.origin)
         if expected != {key: own[key] for key in expected} or store.origin.dataset_id != content["dataset"]:
             raise FuseMixLiteError(f"{store.path} is not of the same pass as {folder / PAIRS}: run extract again")
-    pairs = LatentPairs.from_stores(stores[media], stores["text"])
+    size = sum(4 * len(store) * store.dim for store in stores.values())
+    pairs = LatentPairs.from_stores(stores[media], stores["text"], in_memory=size <= IN_MEMORY)
     dataset = None
     try:
-        found = read_pairs(content["source"], media)
+        found = reopen(content)
         dataset = found if found.id == content["dataset"] else None
     except FuseMixLiteError:
         pass  # the files are gone or have changed; their latents have not
-    if content["split"] is None:
-        return Latents({"all": pairs}, encoders, str(folder), dataset, content["dataset"])
-    split = _Split(list(content["split"]), list(content["split"].values()))
-    return Latents(split_items(pairs, split), encoders, str(folder), dataset, content["dataset"])
+    split = content["split"]
+    if split is None or isinstance(split, str):
+        return Latents({split or "all": pairs}, encoders, str(folder), dataset, content["dataset"])
+    parts = split_items(pairs, _Split(list(split), list(split.values())))
+    return Latents(parts, encoders, str(folder), dataset, content["dataset"])
+
+
+def reopen(content: dict) -> Any:
+    """The data set that a pairs.json is about. Raises FuseMixLiteError where it is not there any more."""
+    from .files import read_pairs
+    from .public_data import open_dataset
+
+    if "folder" in content:
+        return open_dataset(content["source"], content["split"], content["folder"])
+    return read_pairs(content["source"], content["media"])
+
+
+def _open_source(source: str | Path, media: list[str], split: str | None, folder: str | Path | None) -> tuple[Any, dict]:
+    """The data set of a name, a table or a folder, and what pairs.json keeps of where it is."""
+    from .files import read_pairs
+    from .public_data import open_dataset
+    from .public_sets import DATASETS
+
+    public = all(name in DATASETS for name in str(source).split("+"))
+    if folder is None and (not public or Path(source).exists()):
+        if split is not None:
+            raise FuseMixLiteError(f"--split is for public data sets; {source} says itself which item is in which part")
+        return read_pairs(source, *media), {"source": str(Path(source).resolve())}
+    if not public:
+        raise FuseMixLiteError(f"{source} is no public data set: there are {', '.join(DATASETS)}, and several joined by +")
+    place = None if folder is None else str(Path(folder).expanduser().resolve())
+    return open_dataset(str(source), split or "train", place), {"source": str(source), "folder": place}
+
+
+def _listed(names: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return list(names) if isinstance(names, list | tuple) else [names]
 
 
 def open_arrays(
@@ -412,7 +510,7 @@ def read_pairs_json(folder: str | Path) -> dict:
         raise FuseMixLiteError(f'{file} is not of format "{FORMAT}", version 1: extract again')
     if not all(isinstance(content.get(key), kind) for key, kind in keys.items()) or content["media"] not in content["encoders"]:
         raise FuseMixLiteError(f"{file} is broken: extract again")
-    if not isinstance(content.get("split"), dict | None) or content["media"] not in ("image", "audio"):
+    if not isinstance(content.get("split"), dict | str | None) or content["media"] not in ("image", "audio"):
         raise FuseMixLiteError(f"{file} is broken: extract again")
     return content
 

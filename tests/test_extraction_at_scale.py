@@ -2,10 +2,10 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,8 +17,18 @@ import torch
 from PIL import Image
 from test_extraction import Captions, Lists, contents
 
-from fusemix_lite import FuseMixLiteError, LatentStore, cached_latents, extract, extraction, feeding, load_encoder
+from fusemix_lite import (
+    FuseMixLiteError,
+    LatentStore,
+    SoundingScenes,
+    cached_latents,
+    extract,
+    extraction,
+    feeding,
+    load_encoder,
+)
 from fusemix_lite.datasets import Lazy
+from fusemix_lite.public_pairs import Files
 from fusemix_lite.store import LatentWriter
 
 ROOT = Path(__file__).parents[1]
@@ -162,25 +172,17 @@ def test_precision_is_part_of_where_latents_come_from(tmp_path, encoders, monkey
 # --- workers ------------------------------------------------------------------------------------------------------------------
 
 
-class Paths(Sequence):
-    """No list: it travels to the workers whole."""
-
-    def __init__(self, paths):
-        self.paths = paths
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        return self.paths[index]
-
-
 @pytest.mark.filterwarnings("ignore:1 of .0 items left out")
 def test_workers_change_no_byte(tmp_path, files, encoders, alone):
-    (ids, sounds), named = files.fields("audio"), ["image", "image-2", "audio"]
-    data = Lists("files", image=files.fields("image"), audio=(ids, Paths(sounds)))
-    extract(data, {name: encoders[name] for name in named}, tmp_path, batch_size=3, progress=False, workers=2)
-    assert {name: contents(tmp_path / name) for name in named} == {name: alone[name] for name in named}
+    """Two for the pictures, which travel as what makes their paths; one for the sounds, whose paths are a list."""
+    ids, paths = files.fields("image")
+    lazy = Files(paths[0].parent, [path.name for path in paths])
+    data = Lists("files", image=(ids, lazy), audio=files.fields("audio"))
+    for names, workers in ((("image", "image-2"), 2), (("audio",), 1)):
+        extract(data, {name: encoders[name] for name in names}, tmp_path, batch_size=3, progress=False, workers=workers)
+    assert {path.name: contents(path) for path in tmp_path.iterdir() if path.is_dir()} == {
+        name: alone[name] for name in ("image", "image-2", "audio")
+    }
 
 
 class Deadly:
@@ -211,6 +213,31 @@ def test_what_cannot_travel_is_refused_before_anything_starts(tmp_path, encoders
         extract(data, encoders["text"], tmp_path / "out", progress=False, workers=2)
     with pytest.raises(FuseMixLiteError, match="workers = -1"):
         extract(data, encoders["text"], tmp_path / "out", progress=False, workers=-1)
+
+
+@pytest.mark.parametrize("why", ["cannot travel", "cannot start"])
+def test_workers_that_nobody_asked_for_are_done_without(tmp_path, encoders, monkeypatch, why):
+    """As in a notebook that defines its own data set, or a script without a guard, on a machine with a GPU."""
+    values = [tiny.CAPTIONS[index % 5] for index in range(20)]
+    ids = [str(index) for index in range(20)]
+    plain = extract(Lists("data", text=(ids, values)), encoders["text"], tmp_path / "plain", progress=False, batch_size=3)
+    monkeypatch.setattr(feeding, "default_workers", lambda encoder: 1)
+    if why == "cannot travel":
+        values = Lazy(20, lambda index: tiny.CAPTIONS[index % 5])
+        store = extract(Lists("data", text=(ids, values)), encoders["text"], tmp_path / "out", progress=False, batch_size=3)
+    else:
+        monkeypatch.setattr(feeding.pickle, "dumps", lambda job: b"no pickle")
+        with pytest.warns(UserWarning, match="worker processes cannot start here"):
+            store = extract(Lists("data", text=(ids, values)), encoders["text"], tmp_path / "out", progress=False, batch_size=3)
+    assert contents(store.path) == contents(plain.path)
+
+
+@pytest.mark.parametrize("modality", ["image", "audio", "text"])
+def test_the_embedded_world_goes_to_workers(modality):
+    pair = "audio-text" if modality == "audio" else "image-text"
+    _, values = SoundingScenes(pair, "val", 4, captions=2).fields(modality)
+    sent = pickle.loads(pickle.dumps(values))
+    assert len(sent) == len(values) and np.array_equal(np.asarray(sent[1]), np.asarray(values[1]))
 
 
 def test_workers_are_for_gpus_unless_asked_for(encoders):

@@ -125,8 +125,15 @@ def test_parts_stay_on_disk(both):
         memory, disk = read(both[0]), read(both[1]).loaded()
         assert torch.equal(memory.x, disk.x) and torch.equal(memory.y, disk.y)
     np.testing.assert_array_equal(np.asarray(both[1].x), both[0].x)
-    with pytest.raises(FuseMixLiteError, match="on disk: join the stores by LatentStore.merge"):
-        both[0].joined(both[1])
+    memory, disk = (pairs.take([3, 4]).joined(pairs.take([9]), pairs) for pairs in both)
+    same(memory, disk)
+    assert torch.equal(both[0].joined(both[1]).x, torch.cat([both[0].x] * 2))
+
+
+def test_parts_of_different_stores_are_not_joined(stored):
+    one, other = (LatentPairs.from_stores(LatentStore.open(stored[0].path), stored[1], ("a", "b"), False) for _ in range(2))
+    with pytest.raises(FuseMixLiteError, match="different stores on disk: join the stores by LatentStore.merge"):
+        one.joined(other)
 
 
 def test_stores_side_by_side(stored):
@@ -164,9 +171,9 @@ def test_statistics_of_many_tiles_are_those_of_one(both, monkeypatch):
         torch.testing.assert_close(found, (std.float(), mean.float()), rtol=1e-6, atol=1e-6)
 
 
-def test_an_audit_takes_pairs_on_disk(both):
-    parts = both[1].split({"train": 0.5, "test": 0.5})
-    assert [str(f) for f in audit(None, parts)] == [str(f) for f in audit(None, both[0].split({"train": 0.5, "test": 0.5}))]
+def test_an_audit_does_not_look_at_pairs_on_disk(both):
+    memory, disk = ({"train": pairs, "test": pairs.take([0, 1])} for pairs in both)
+    assert len(audit(None, memory)) == 1 and audit(None, disk) == []
 
 
 MEMORY = """
