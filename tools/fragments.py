@@ -184,14 +184,15 @@ def speed(record: dict[str, dict]) -> str:
 
     if not record:
         return "Nothing was measured yet: `fusemix-lite bench` does.\n"
-    lines = ["| what | ours | plain way | limit | ours : plain | limit : ours | |", "|---|--:|--:|--:|--:|--:|---|"]
+    lines = ["| what | ours | plain way | limit | ours : plain | limit : ours | goal | on a GPU |"]
+    lines.append("|---|--:|--:|--:|--:|--:|---|---|")
     for row in record.values():
         unit = "bytes" if row["unit"] == "bytes" else "seconds"
         cells = [row["about"], *(amount(row[way], unit) for way in ("ours", "plain", "limit"))]
         cells.append("–" if row["ratio"] is None else f"{row['ratio']:.2g}")
         cells.append(f"{row['of_limit']:.2g}" if row["of_limit"] >= 0.01 else "< 0.01")
         peak = f"peak {amount(row['peak'], 'bytes')}, " if "peak" in row else ""
-        lines.append("| " + " | ".join([*cells, peak + judged(row)]) + " |")
+        lines.append("| " + " | ".join([*cells, peak + judged(row).removeprefix("goal "), "not measured"]) + " |")
     lines += ["", "Against what, and how it was run:", ""]
     for row in record.values():
         same = f" Both ways: {row['agreement']}." if "agreement" in row else ""
@@ -201,7 +202,7 @@ def speed(record: dict[str, dict]) -> str:
         line = "{processor}, {threads} of {cores} cores, {system}, Python {python}, torch {torch}".format(**row["machine"])
         if line not in told:
             told.append(line)
-    lines += ["", f"Measured on: {'; '.join(told)}. GPU: not measured, since there was none at hand.", ""]
+    lines += ["", f"Measured on: {'; '.join(told)}. There was no GPU at hand.", ""]
     for name, row in record.items():
         if "curve" in row:
             picks, seconds = row["curve"][-1]
