@@ -10,7 +10,7 @@ import pytest
 from tools.notebooks import MACHINE_PATH, ROOT, chapters, clean, read, repository_address, setup_source
 
 CHAPTERS = chapters()
-PARAMETERS = {"profile", "seeds", "latents", "device", "live"}
+PARAMETERS = {"profile", "seeds", "latents", "device", "live", "overrides"}
 EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=]+")
 
 pytestmark = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)

@@ -102,11 +102,22 @@ def test_the_paper_fits_a_large_gpu_and_not_a_small_one():
     assert largest_batch(p, 5_200_000, dims, 1e6) is None
     small, big = budget.projection(profile("paper"), {"Table 1": "retrieval"}, ("T4", "H100"))
     one = costs.fusion_cost(5_200_000, dims, steps=63_000)
-    tiled = one.total_flops + one.flops["similarity"] / 3
-    assert big["one run"] == budget.duration(tiled / (0.6 * 67e12))
-    held = one.bytes["weights"] + one.bytes["activations"] + 2 * 4 * TILE["other"] ** 2
-    assert small["besides, on the device"] == f"{held / 1e9:.1f} GB"
+    assert big["one run"] == budget.duration(one.total_flops / (0.6 * 67e12))
+    assert small["besides, on the device"] == f"{(one.total_bytes - one.bytes['latents']) / 1e9:.1f} GB"
     assert (small["of them fit"], big["of them fit"]) == ("10,240", "20,480")
+
+
+@pytest.mark.parametrize("kind", ("cpu", "other"))
+def test_large_similarities_are_worked_off_in_tiles_as_the_loss_does(monkeypatch, kind):
+    dims, p = {"image": 768, "text": 384}, profile("lite", batch_size=1_000)
+    one, tiled = [], []
+    for limit, found in ((4 * 1_000**2, one), (4 * 1_000**2 - 1, tiled)):
+        monkeypatch.setattr(budget, "DENSE_BYTES", {kind: limit})
+        found.append(budget._one_run(p, 40_000, dims, steps=7, kind=kind))
+    (one,), (tiled,) = one, tiled
+    assert one == costs.fusion_cost(40_000, dims, steps=7, batch_size=1_000, shared_dim=128, depth=1)
+    assert tiled.total_flops - one.total_flops == pytest.approx(one.flops["similarity"] / 3)
+    assert tiled.bytes["similarity"] == 8 * TILE[kind] ** 2 and tiled.bytes["activations"] == one.bytes["activations"]
 
 
 @pytest.mark.parametrize(
