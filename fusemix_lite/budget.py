@@ -1,9 +1,9 @@
 """Before a run: what it will take, whether that fits this machine, and what to change where it does not.
 
-Everything is counted by `costs` from the values of a profile: no encoder is fetched and no data set is opened for it. Two
-assumptions turn operations into time, and every estimate names them: which part of a device's peak rate real programs reach
-(`REACHED`), and how many tokens a caption has (`TOKENS`). Decoding pictures and sounds is not counted; where a machine has few
-cores, it takes longer than the encoder does.
+Everything is counted by `costs` from the values of a profile, and no encoder is fetched for it. Two assumptions turn operations
+into time, and every estimate names them: which part of a device's peak rate real programs reach (`REACHED`), and how many
+tokens a caption has (`TOKENS`). Decoding pictures and sounds is not counted; where a machine has few cores, it takes longer
+than the encoder does.
 """
 
 import os
@@ -93,7 +93,7 @@ class Forecast:
             held = {"on disk": need.disk, "in RAM": need.ram, "on the device": need.device}
             sizes = ", ".join(f"{_gb(size)} {where}" for where, size in held.items() if size)
             lines.append(f"  {need.stage}: {need.what}: {duration(need.seconds)}; {sizes}")
-        rates = f"{_rate(self.machine.fp32)} for fusion and {_rate(self.machine.fp16)} for extraction"
+        rates = f"{_rate(self.machine.fp32)} in fp32 and {_rate(self.machine.fp16)} in half precision"
         lines.append(f"  (at {rates}, {TOKENS} tokens a caption; decoding and evaluation are not counted)")
         lines += [f"  not counted: {what}" for what in self.left_out]
         lines += [f"  WOULD NOT FIT: {warning}" for warning in self.warnings] or ["  It fits."]
@@ -112,6 +112,7 @@ def this_machine(device: str = "auto") -> Machine:
         rate = REACHED["cpu"] * _measured("cpu")
         return Machine("this computer's CPU", rate, rate, None, ram, disk)
     name, free = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps what it gave back
     known = next((sheet for key, sheet in DEVICES.items() if key in name), None)
     rates = (REACHED["fp32"] * _measured(str(device)),) * 2 if known is None else _rates(known)
     return Machine(name, *rates, free, ram, disk)
@@ -291,7 +292,8 @@ def _extraction(p: Profile, arms: Sequence[dict], machine: Machine, local: bool)
                 items = rows_of(p, split, source, side, local)
                 cost = extraction_cost(items, facts.flops, facts.dim)
                 flops, size = flops + cost.total_flops, size + cost.total_bytes
-                seconds += cost.total_flops / machine.fp16
+                half = p.precision != "fp32" and source.data not in ("image-text", "audio-text")
+                seconds += cost.total_flops / (machine.fp16 if half else machine.fp32)
                 largest = max(largest, 4 * facts.weights)
                 counted[modality] = counted.get(modality, 0) + items
     if not counted:
