@@ -20,6 +20,8 @@ from . import real, scenes
 from .datasets import WORLD_VERSION, SoundingScenes
 from .encoders import LITE_ENCODERS, WEIGHTS, resolve_encoder
 from .errors import FuseMixLiteError
+from .generation import PACKAGED
+from .generator_card import generator_card, parameters
 from .pretrain import ADAPTERS
 from .profiles import profile
 from .public_cards import public_card as data_card
@@ -243,7 +245,7 @@ def encoder_card(name: str) -> str:
         architecture=architecture,
         dim=config["hidden_sizes"][-1] if "hidden_sizes" in config else config.get("d_model") or config["hidden_size"],
         pooling=_POOLINGS[source.pooling].format("frames" if modality == "audio" else "tokens"),
-        parameters=_parameters(weights) / 1e6,
+        parameters=parameters(weights) / 1e6,
         megabytes=weights.stat().st_size / 1e6,
         labels="tags (see the objective)" if tags else "none",
         revision=source.revision[:12],
@@ -686,7 +688,7 @@ def adapters_card(name: str) -> str:
         depth=config["depth"],
         shared_dim=config["shared_dim"],
         encoders=" and ".join(f"{e['id']} (revision `{e['revision'][:12]}`, {e['dim']} dimensions)" for e in known.values()),
-        parameters=_parameters(folder / "model.safetensors") / 1e6,
+        parameters=parameters(folder / "model.safetensors") / 1e6,
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         query=_QUERIES[f"{x}-{y}"],
         captions=captions,
@@ -705,18 +707,12 @@ def render() -> dict[str, str]:
         **{f"{name}.md": data_card(name) for name in DATASETS},
         **{f"{name}.md": encoder_card(name) for name in LITE_ENCODERS},
         **{f"{name}.md": adapters_card(name) for name in ADAPTERS},
+        f"{PACKAGED}.md": generator_card(WEIGHTS),
     }
 
 
 def _captions(world: SoundingScenes) -> str:
     return "\n".join(f"- {world.caption(0, k)}" for k in range(world.captions))
-
-
-def _parameters(file: Path) -> int:
-    """Numbers in a safetensors file, from its header alone."""
-    with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _listed(names: list[str]) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fusemix_lite import FuseMixLiteError, LatentPairs, SoundingScenes, load_encoder, profile
 from fusemix_lite import generation as gen
 from fusemix_lite import pretrain_generator as training
+from fusemix_lite.disk import read_json
 from fusemix_lite.scene_viewing import GUESSING, NOTHING, SceneReader, agreement, load_reader, truth
 from fusemix_lite.scenes import KINDS, Scene, Thing
 
@@ -383,7 +384,13 @@ def test_larger_pictures_are_read_as_the_small_ones_they_were():
 # the record's runs
 
 
-@pytest.mark.skipif(not (gen.WEIGHTS / gen.PACKAGED).is_dir(), reason="the generator's weights are not in the package yet")
+def test_the_sampler_is_the_one_that_validation_chose():
+    sampler = read_json(gen.WEIGHTS / gen.PACKAGED / "fusemix_lite.json", "train it again")["sampler"]
+    best = max(sampler["tried"], key=lambda row: row["kinds"])
+    assert (gen.STEPS, gen.GUIDANCE) == (sampler["steps"], sampler["guidance"]) == (best["steps"], best["guidance"])
+    assert len(sampler["tried"]) == len(training.SAMPLERS["steps"]) * len(training.SAMPLERS["guidance"])
+
+
 def test_the_packaged_generator_draws_what_captions_say():
     p = replace(profile("smoke"), test_items=200)
     numbers = gen.run(p, {"data": "audio-text", "told": "image-caption"}, 0.2, 5, seed=0, test=True)
