@@ -42,7 +42,8 @@ def symmetric_infonce(
         v: (B, D) embeddings of the other modality, unit rows.
         temperature: positive scalar that divides the cosine similarities.
         same: (B, B) bool, true where row i and row j are about one item and so no negatives of each other: they are left
-            out of both denominators. The diagonal is never left out.
+            out of both denominators. The diagonal is never left out. Or (P, B) integers, P labels a row: true where any of
+            them is the same, at the same place; so that no (B, B) matrix is needed for that either.
         tile: rows and columns of a tile; asks for tiles at any size. None: by size, as told above.
 
     Returns:
@@ -58,8 +59,9 @@ def symmetric_infonce(
     if u.ndim != 2 or u.shape != v.shape:
         raise FuseMixLiteError(f"symmetric_infonce: u {tuple(u.shape)}, v {tuple(v.shape)}; both must be (B, D)")
     B = len(u)
-    if same is not None and (same.shape != (B, B) or same.dtype != torch.bool):
-        raise FuseMixLiteError(f"symmetric_infonce: same {tuple(same.shape)} {same.dtype}; it must be (B, B) bool")
+    if same is not None and not (same.shape == (B, B) if same.dtype == torch.bool else _are_labels(same, B)):
+        what = "it must be (B, B) bool, or (P, B) integers"
+        raise FuseMixLiteError(f"symmetric_infonce: same {tuple(same.shape)} {same.dtype}; {what}")
     if tile is not None and tile < 1:
         raise FuseMixLiteError(f"symmetric_infonce: tile = {tile}: give at least 1, or None")
     if tile is None and B * B * u.element_size() <= _by_device(DENSE_BYTES, u):
@@ -72,6 +74,8 @@ def dense_infonce(u: Tensor, v: Tensor, temperature: Tensor | float, same: Tenso
     logits = (u / temperature) @ v.T  # (B, B), row i: u[i] against every v
     targets = logits.diagonal()
     if same is not None:
+        if same.dtype != torch.bool:
+            same = (same[:, :, None] == same[:, None, :]).any(0)
         kept = torch.eye(len(u), dtype=torch.bool, device=u.device)
         logits = logits.masked_fill(same & ~kept, -torch.inf)
     # Cross-entropy is logsumexp minus the logit of the target, and both directions share their targets: the diagonal.
@@ -200,7 +204,14 @@ def _left_out(same: Tensor | None, i: slice, j: slice) -> Tensor | None:
     """What a tile leaves out of the denominators: never the diagonal."""
     if same is None:
         return None
-    return same[i, j].clone().fill_diagonal_(False) if i == j else same[i, j]
+    if same.dtype == torch.bool:
+        return same[i, j].clone().fill_diagonal_(False) if i == j else same[i, j]
+    shared = (same[:, i, None] == same[:, None, j]).any(0)
+    return shared.fill_diagonal_(False) if i == j else shared
+
+
+def _are_labels(same: Tensor, B: int) -> bool:
+    return not same.is_floating_point() and not same.is_complex() and same.ndim == 2 and same.shape[1] == B and len(same) > 0
 
 
 def _add_product(total: Tensor, weights: Tensor, z: Tensor) -> None:

@@ -102,7 +102,7 @@ def test_what_shares_an_item_is_no_negative():
 
 
 def test_a_mask_has_to_fit():
-    for same in (torch.eye(3), torch.eye(4, dtype=torch.bool)):
+    for same in (torch.eye(3), torch.eye(4, dtype=torch.bool), torch.arange(3), torch.zeros(2, 4, dtype=torch.int64)):
         with pytest.raises(FuseMixLiteError, match="same"):
             symmetric_infonce(torch.eye(3), torch.eye(3), 0.1, same)
 
@@ -165,6 +165,19 @@ def test_every_temperature_that_training_may_reach():
                 assert torch.isfinite(x).all() and torch.allclose(x, y, rtol=1e-4, atol=1e-5 / temperature), temperature
 
 
+@pytest.mark.parametrize("loss", [dense_infonce, partial(tiled_infonce, tile=5)], ids=["matrix", "tiles"])
+def test_labels_say_the_same_as_a_mask(loss):
+    u, v, generator = unit_rows(12, 4, 0), unit_rows(12, 4, 1), torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (2, 12), generator=generator)  # of pairs that were mixed of two
+    mask = (labels[:, :, None] == labels[:, None, :]).any(0)
+    assert 0.2 < mask.double().mean() < 0.8 and (labels[0] == labels[1]).any()
+    for temperature in TEMPERATURES.values():
+        expected = value_and_gradients(lambda *z: dense_infonce(*z, mask), u, v, temperature)
+        for a, b in zip(value_and_gradients(partial(loss, same=labels), u, v, temperature), expected, strict=True):
+            assert torch.allclose(a, b)
+    assert torch.equal(symmetric_infonce(u, v, 0.1, labels), symmetric_infonce(u, v, 0.1, mask))
+
+
 class Largest(TorchDispatchMode):
     """The most numbers that any result of an operation had."""
 
@@ -182,9 +195,10 @@ def test_nothing_as_large_as_the_matrix_is_ever_made():
     B, D, tile = 220, 8, 50
     u, v = unit_rows(B, D, 0, torch.float32), unit_rows(B, D, 1, torch.float32)
     for temperature in TEMPERATURES.values():
-        with Largest() as seen:
-            value_and_gradients(partial(symmetric_infonce, tile=tile), u, v, temperature)
-        assert seen.numbers == max(B * D, tile**2)
+        for labels in (None, torch.arange(B)[None] // 2):
+            with Largest() as seen:
+                value_and_gradients(partial(symmetric_infonce, same=labels, tile=tile), u, v, temperature)
+            assert seen.numbers == max(B * D, tile**2)
     with Largest() as seen:
         value_and_gradients(symmetric_infonce, u, v, 0.07)
     assert seen.numbers == B * B  # and one would be seen
