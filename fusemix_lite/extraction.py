@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -307,8 +307,9 @@ def _encode(data: _Field, passes: list[_Pass], how: _How, mine: range) -> None:
     total, left = (sum(len(data.shards[number]) for number in some) for some in (mine, numbers))
     who = encoders[0].id if len(encoders) == 1 else f"{len(encoders)} {encoders[0].modality} encoders"
     silent = not how.progress or mine.start > 0  # one bar, however many processes
-    with tqdm(total=total, initial=total - left, desc=f"{who} on {data.dataset_id}", unit=" items", disable=silent) as bar:
-        for task, batches in feed(data.values, encoders, tasks(), how.workers):
+    bar = tqdm(total=total, initial=total - left, desc=f"{who} on {data.dataset_id}", unit=" items", disable=silent)
+    with bar, closing(feed(data.values, encoders, tasks(), how.workers)) as stream:  # workers end with it, whatever happens
+        for task, batches in stream:
             for place, batch in zip(task.encoders, batches, strict=True):
                 passes[place].take(batch, data.values, how.precision)
                 if task.indices.stop in shard_of:

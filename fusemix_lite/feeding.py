@@ -9,6 +9,7 @@ that makes them.
 import multiprocessing
 import os
 import pickle
+import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,6 +139,7 @@ _job: tuple[list[BaseEncoder], Sequence | None]  # of a worker process
 
 def _start(job: bytes) -> None:
     global _job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
     torch.set_num_threads(1)
     import_torchvision_safely()
