@@ -9,6 +9,8 @@ from fusemix_lite import FuseMixLiteError, LatentPairs, SoundingScenes, experime
 from fusemix_lite.arms import EXPERIMENTS, plan
 from fusemix_lite.encoders import resolve_encoder
 from fusemix_lite.experiments import pairs_of, run, source_of, training_pairs
+from fusemix_lite.extraction import cached_latents
+from fusemix_lite.rows import StoredRows
 from tests import tiny_encoders
 
 SMOKE = profile("smoke", device="cpu")
@@ -176,3 +178,23 @@ def test_public_data_that_are_missing_are_named(monkeypatch, tmp_path):
 def test_other_encoders_are_known_by_their_revision(tmp_path):
     folder = str(tiny_encoders.save(tmp_path / "mine", "bert"))
     assert records.weights_digest(folder) == resolve_encoder(folder).revision[:16]
+
+
+@pytest.mark.parametrize("arm", [{}, {"null": "shuffled"}, {"unit": True}, {"swap": "image", "before": "lite-image-b"}])
+def test_latents_that_stay_on_disk_give_the_same_numbers(public, arm):
+    from fusemix_lite import swapping
+
+    arm = {"scheme": "fusemix", "items": 60, "image": "lite-image-a", "text": "lite-text-a"} | arm
+    found = [swapping.run(replace(public, in_memory=how), arm, 0.2, 5, 0, True) for how in (True, False)]
+    assert found[0] | {"seconds": 0} == found[1] | {"seconds": 0}
+    on_disk = replace(public, in_memory=False)
+    assert isinstance(pairs_of(on_disk, "train", source_of(arm, on_disk, "train")).x, StoredRows)
+
+
+def test_public_data_are_extracted_as_the_profile_says(public, monkeypatch):
+    asked, original = [], cached_latents
+    spy = lambda data, names, **how: (asked.append(how), original(data, names, **how))[1]  # noqa: E731
+    monkeypatch.setattr("fusemix_lite.extraction.cached_latents", spy)
+    half = replace(public, precision="bf16")
+    pairs_of(half, "val", source_of({}, half, "val"))
+    assert [how["precision"] for how in asked] == ["bf16", "bf16"] and asked[0]["device"] == "cpu"
