@@ -131,14 +131,13 @@ class Share:
     @classmethod
     def of_this_process(cls) -> "Share":
         """What a launcher (torchrun, accelerate) has set; everything where there is none."""
-        try:
-            share = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-        except ValueError:
-            share = cls(-1)
-        if not 0 <= share.rank < share.world:
-            found = f"RANK={os.environ.get('RANK')}, WORLD_SIZE={os.environ.get('WORLD_SIZE')}"
-            raise FuseMixLiteError(f"{found} name no share of a pass: unset them, or set 0 <= RANK < WORLD_SIZE")
-        return share
+        rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+        if rank is None or world is None:
+            return cls()
+        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+            why = f"RANK={rank}, WORLD_SIZE={world} name no share of a pass"
+            raise FuseMixLiteError(f"{why}: unset them, or set 0 <= RANK < WORLD_SIZE")
+        return cls(int(rank), int(world))
 
     def of(self, shards: int) -> range:
         """The numbers of its shards."""
@@ -225,8 +224,10 @@ class _Pass:
                 path = path_of(values[index], self.source.modality)
                 self.left_out.append({"index": index, "path": path, "reason": "its latent is not finite"})
 
-    def flush(self, number: int, item_ids: Sequence[str]) -> None:
+    def flush(self, number: int, data: "_Field") -> None:
         """Write the shard in hand."""
+        item_ids = data.item_ids
+        assert len(self.kept) + len(self.left_out) == len(data.shards[number]), "every item is stored or left out"
         latents = torch.cat([torch.empty(0, self.encoder.dim), *self.latents])
         quarantine = [
             {"index": entry["index"], "item_id": item_ids[entry["index"]], "path": entry["path"], "reason": entry["reason"]}
@@ -313,7 +314,7 @@ def _encode(data: _Field, passes: list[_Pass], how: _How, mine: range) -> None:
             for place, batch in zip(task.encoders, batches, strict=True):
                 passes[place].take(batch, data.values, how.precision)
                 if task.indices.stop in shard_of:
-                    passes[place].flush(shard_of[task.indices.stop], data.item_ids)
+                    passes[place].flush(shard_of[task.indices.stop], data)
             bar.update(len(task.indices))
 
 

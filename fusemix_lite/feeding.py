@@ -71,7 +71,8 @@ def feed(
         try:
             for task in tasks:
                 given = [values[index] for index in task.indices] if listed else None
-                waiting.append((task, pool.submit(_work, task, given)))
+                waiting.append([task, None])  # before it is sent: it must not be lost if the workers have just died
+                waiting[-1][1] = pool.submit(_work, task, given)
                 if len(waiting) > AHEAD * workers:
                     yield _done(waiting)
                     first = False

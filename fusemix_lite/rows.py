@@ -74,7 +74,7 @@ class StoredRows:
         """
         every = [self, *others]
         for other in others:
-            if not isinstance(other, StoredRows) or any(a is not b for a, b in zip(self._arrays, other._arrays, strict=True)):
+            if not isinstance(other, StoredRows) or [*map(id, self._arrays)] != [*map(id, other._arrays)]:
                 raise FuseMixLiteError("latents of different stores on disk: join the stores by LatentStore.merge")
         return StoredRows(self._arrays, np.concatenate([rows._rows(slice(None)) for rows in every]), self.device)
 
