@@ -322,7 +322,6 @@ def rows_of(p: Profile, split: str, source, side: str, local: bool) -> int:
     return own * (source.captions or of.captions)
 
 
-@cache
 def _rows_here(name: str, split: str) -> dict[str, int] | None:
     from .experiments import lacks_public, open_public
 

@@ -122,9 +122,13 @@ def extract_public(p: Profile, arms: list[dict]) -> None:
         cached_latents(open_public(data, split), list(encoders), device=p.device, precision=p.precision)
 
 
-@cache
 def open_public(name: str, split: str):
     """A split of public data; what it lacks is an error that says how to fetch it."""
+    return _opened(name, split, os.environ.get("FUSEMIX_LITE_DATA"))
+
+
+@cache  # lists of millions of captions are read once; what is missing is looked for again
+def _opened(name: str, split: str, folder: str | None):
     from .public_data import open_dataset
 
     return open_dataset(name, split)
@@ -132,12 +136,11 @@ def open_public(name: str, split: str):
 
 def lacks_public(name: str, split: str) -> str | None:
     """What of a split of public data is not here, with the remedy; None where all is."""
-    from .public_data import lacks
-
     try:
-        return lacks(name, split)
-    except FuseMixLiteError as error:  # no folder was named
+        open_public(name, split)
+    except FuseMixLiteError as error:
         return str(error)
+    return None
 
 
 def public_splits(p: Profile, arms: list[dict]) -> list[tuple[str, str]]:
