@@ -191,7 +191,12 @@ class _Pass:
 
     def begin(self, data: "_Field", share: "Share", append: bool) -> None:
         """Find out which shards are to be done; of a smaller version of the dataset, take over those that fit."""
-        self.writer = LatentWriter(self.out, self.origin, append=append)
+        try:
+            self.writer = LatentWriter(self.out, self.origin, append=append)
+        except FuseMixLiteError:
+            if share.rank and self.open_finished(append):
+                return  # all shards were there, and the first process was faster
+            raise
         whole = self.writer.check_older(data.shards, data.item_ids)
         if append and share.rank == 0:
             (self.out / "manifest.json").unlink(missing_ok=True)  # of the smaller version
@@ -249,7 +254,8 @@ class _Field:
 
 def _extract(dataset: Any, wanted: Sequence[tuple[AnyEncoder, Path]], how: _How) -> list[LatentStore]:
     """One store for each encoder and folder, in one pass over each modality."""
-    passes = [_Pass(encoder, _source(encoder), out) for encoder, out in wanted]
+    by_folder = {out: _Pass(encoder, _source(encoder), out) for encoder, out in wanted}
+    passes = list(by_folder.values())
     for modality in dict.fromkeys(one.source.modality for one in passes):
         item_ids, values = dataset.fields(modality)
         total = len(item_ids)
@@ -258,7 +264,7 @@ def _extract(dataset: Any, wanted: Sequence[tuple[AnyEncoder, Path]], how: _How)
         shards = [range(start, min(start + ROWS_PER_SHARD, total)) for start in range(0, total, ROWS_PER_SHARD)]
         ours = [one for one in passes if one.source.modality == modality]
         _pass_over(_Field(dataset.id, item_ids, values, shards), ours, how, Share.of_this_process())
-    return [one.store for one in passes]
+    return [by_folder[out].store for _, out in wanted]
 
 
 def _pass_over(data: _Field, passes: list[_Pass], how: _How, share: Share) -> None:

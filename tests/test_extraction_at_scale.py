@@ -150,6 +150,8 @@ def test_the_cache_takes_several_at_once(tmp_path, encoders, monkeypatch):
     names = [str(encoders["text"]), f"{encoders['text']}@1"]
     stores = cached_latents(Captions(5), names, progress=False)
     assert [store.path for store in stores] == [cached_latents(Captions(5), name).path for name in names]
+    once, again = cached_latents(Captions(6), [names[0]] * 2, progress=False)
+    assert once.path == again.path
 
 
 # --- precision ----------------------------------------------------------------------------------------------------------------
@@ -412,6 +414,26 @@ def test_a_process_that_does_not_come_is_an_error_and_nothing_is_lost(tmp_path, 
     monkeypatch.setenv("RANK", "0")
     assert extract(data, encoders["text"], out, batch_size=3, progress=False).path == out
     assert contents(out) == forty
+
+
+def test_a_process_that_comes_late_finds_the_store(tmp_path, encoders, forty, monkeypatch):
+    """The first one may write the manifest between two looks of another one."""
+    out, begin = tmp_path / "out", extraction._Pass.begin
+    out.mkdir()
+    for name in forty.keys() - {"manifest.json"}:
+        (out / name).write_bytes(forty[name])
+
+    def late(*given):
+        (out / "manifest.json").write_bytes(forty["manifest.json"])
+        begin(*given)
+
+    monkeypatch.setattr(extraction._Pass, "begin", late)
+    with pytest.raises(FuseMixLiteError, match="in use .*manifest.json"):
+        extract(Captions(40), encoders["text"], out, progress=False)
+    (out / "manifest.json").unlink()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert len(extract(Captions(40), encoders["text"], out, progress=False)) == 80 and contents(out) == forty
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("0", "two")])
