@@ -21,7 +21,8 @@ from .students import write_students
 BUILD = ROOT / "_build"
 PAGES = ("_config.yml", "_toc.yml", "references.bib", "CHANGELOG.md", "book/*.md", "book/reference/*.md", "data_cards/*.md")
 FOLDERS = ("book/images", "book/_vendor")
-CELL_TIMEOUT = 600  # seconds: a first run also extracts latents, and laptops differ
+#: Seconds a cell: a first run also extracts latents, and laptops differ. Larger scales train for longer.
+CELL_TIMEOUT = int(os.environ.get("FUSEMIX_LITE_CELL_TIMEOUT", 600))
 
 #: What every chapter runs under, here and in the tests: one thread (digits and times then depend less on the machine),
 #: no network, quiet libraries.
