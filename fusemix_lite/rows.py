@@ -92,16 +92,19 @@ class StoredRows:
 
         Of several tiles they are added up in float64, so that the last digits may differ from those of one tensor.
         """
-        count, mean, spread = 0, 0.0, 0.0  # spread: sum of squared deviations from the mean
-        tiles = self.split(max(1, STATISTICS // self.shape[1]))
-        for tile in tiles:
+        total = squares = shift = None  # sums of what is left of a number once the first tile's mean is taken off
+        for tile in self.split(max(1, STATISTICS // self.shape[1])):
             if len(tile) == len(self):
                 return torch.std_mean(tile, dim=0, correction=0)
-            var, centre = torch.var_mean(tile.double(), dim=0, correction=0)
-            total, shift = count + len(tile), centre - mean
-            spread = spread + var * len(tile) + shift**2 * (count * len(tile) / total)
-            mean, count = mean + shift * (len(tile) / total), total
-        return (spread / count).sqrt().float(), mean.float()
+            tile = tile.double()
+            if shift is None:
+                shift = tile.mean(0)
+                total = squares = torch.zeros_like(shift)
+            tile -= shift
+            total = total + tile.sum(0)
+            squares = squares + tile.square_().sum(0)
+        mean = total / len(self)
+        return (squares / len(self) - mean**2).clamp(min=0).sqrt().float(), (shift + mean).float()
 
     def _rows(self, index) -> np.ndarray:
         """Row numbers of the arrays for row numbers of this."""
