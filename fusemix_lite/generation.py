@@ -92,7 +92,8 @@ class LatentToImage(nn.Module):
         width: channels of the decoder, at the picture's end.
 
     Attributes:
-        mean, std: (dim,) of the unit latents of the captions that it was trained with.
+        mean: (dim,) of the unit latents of the captions that it was trained with.
+        std: (dim,) of the same.
         nothing: (dim,) learnt; stands for "told nothing", for classifier-free guidance (Ho and Salimans, 2022).
 
     Raises:
