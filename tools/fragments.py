@@ -50,7 +50,7 @@ OTHERS = [
     "audio-both",
     "swap-image-share",
     "generation-heard",
-    "generation-near-text",
+    "generation-near-moved-text",
 ]
 
 
