@@ -485,8 +485,8 @@ def judged(found: dict) -> str:
     """A row's goal, and whether it was met."""
     if found["goal"] is None:
         return "no goal"
-    goal = f"ratio {found['goal']:.2g}" if found["unit"] == "seconds" else amount(found["goal"], "bytes")
-    return f"goal {goal} {({True: 'met', False: 'MISSED', None: 'not judged'})[found['met']]}"
+    goal = f"ratio at most {found['goal']:.2g}" if found["unit"] == "seconds" else f"at most {amount(found['goal'], 'bytes')}"
+    return f"goal: {goal}, {({True: 'met', False: 'MISSED', None: 'not judged'})[found['met']]}"
 
 
 def line(name: str, found: dict) -> str:

@@ -72,7 +72,7 @@ def test_a_ratio_is_the_median_of_pairs(monkeypatch):
     ((_, found),) = measure(["told"], rounds=3)
     assert (found["ours"], found["plain"], found["limit"]) == (2.0, 8.0, 0.9)
     assert found["ratio"] == 0.5 and found["of_limit"] == 0.5  # of 0.5, 0.9, 0.25; of 0.5, 0.1, 0.5
-    assert found["met"] is True and "goal ratio 0.5 met" in line("told", found)
+    assert found["met"] is True and "goal: ratio at most 0.5, met" in line("told", found)
     assert found["rounds"] == 3 and found["command"].endswith("--rows told --rounds 3")
 
 

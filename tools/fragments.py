@@ -191,8 +191,8 @@ def speed(record: dict[str, dict]) -> str:
         cells = [row["about"], *(amount(row[way], unit) for way in ("ours", "plain", "limit"))]
         cells.append("–" if row["ratio"] is None else f"{row['ratio']:.2g}")
         cells.append(f"{row['of_limit']:.2g}" if row["of_limit"] >= 0.01 else "< 0.01")
-        peak = f"peak {amount(row['peak'], 'bytes')}, " if "peak" in row else ""
-        lines.append("| " + " | ".join([*cells, peak + judged(row).removeprefix("goal "), "not measured"]) + " |")
+        peak = f"peak {amount(row['peak'], 'bytes')}; " if "peak" in row else ""
+        lines.append("| " + " | ".join([*cells, peak + judged(row).removeprefix("goal: "), "not measured"]) + " |")
     lines += ["", "Against what, and how it was run:", ""]
     for row in record.values():
         same = f" Both ways: {row['agreement']}." if "agreement" in row else ""
