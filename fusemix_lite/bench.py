@@ -342,7 +342,7 @@ def _measured(names: list[str], rounds: int, seed: int, smoke: bool, note: Calla
         described |= {"unit": found.unit, "goal": found.goal}
         command = f"OMP_NUM_THREADS={torch.get_num_threads()} fusemix-lite bench --rows {name}"
         command += f" --rounds {rounds}" * (found.unit == "seconds" and rounds != ROUNDS) + f" --seed {seed}" * (seed != 0)
-        with_what = {"seed": seed, "smoke": smoke, "command": command + " --smoke" * smoke, "machine": machine()}
+        with_what = {"seed": seed, "smoke": smoke, "command": command + " --smoke" * smoke, "machine": setting()}
         yield name, {**described, **values, "met": met, **with_what}
 
 
@@ -426,14 +426,18 @@ def _memory(key: str) -> int:
     return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
+def setting() -> dict:
+    """`machine`, and how many threads torch has here."""
+    return machine() | {"threads": torch.get_num_threads()}
+
+
 def machine() -> dict:
-    """What the numbers were measured with; no name of the machine."""
+    """The machine and the software that a time was measured with; no name of the machine."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return {
         "processor": found[1].strip() if found else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": version("torch"),

@@ -19,6 +19,7 @@ import torch
 
 from .arms import plan
 from .costs import DEVICES, Cost, extraction_cost, fusion_cost, measured_rate, transformer_flops, vit_flops
+from .device import pick_device
 from .encoders import LITE_ENCODERS, split_layer
 from .errors import FuseMixLiteError
 from .losses import DENSE_BYTES, TILE
@@ -106,9 +107,8 @@ def this_machine(device: str = "auto") -> Machine:
     from .extraction import cache_dir
 
     ram, disk = _free_ram(), shutil.disk_usage(_existing(cache_dir())).free
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not str(device).startswith("cuda"):
+    device = pick_device(device)
+    if device.type != "cuda":
         rate = REACHED["cpu"] * _measured("cpu")
         return Machine("this computer's CPU", rate, rate, None, ram, disk)
     name, free = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]

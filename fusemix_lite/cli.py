@@ -321,7 +321,7 @@ def search(args, say: Speaker) -> None:
 
 
 def bench(args, say: Speaker) -> None:
-    from .bench import ROWS, keep, line, machine, measure
+    from .bench import ROWS, keep, line, measure, setting
 
     if args.list:
         about = {name: row.about + (" (minutes; only when named)" if row.unit == "once" else "") for name, row in ROWS.items()}
@@ -334,8 +334,8 @@ def bench(args, say: Speaker) -> None:
         found[name] = row
         if args.record:
             keep(args.record, name, row)
-    told = "{processor}, {threads} of {cores} cores, {system}, Python {python}, torch {torch}".format(**machine())
-    say.result({"machine": machine(), "rows": found}, "\n".join([told, *(line(name, row) for name, row in found.items())]))
+    told = "{processor}, {threads} of {cores} cores, {system}, Python {python}, torch {torch}".format(**setting())
+    say.result({"machine": setting(), "rows": found}, "\n".join([told, *(line(name, row) for name, row in found.items())]))
 
 
 def _gallery(args, asked: str):

@@ -47,6 +47,7 @@ import torch
 
 from . import decoding, towers
 from .decoding import first_line
+from .device import pick_device
 from .errors import FuseMixLiteError
 from .registry import ENCODERS
 from .resolving import LITE_ENCODERS as LITE_ENCODERS  # what other modules import from here
@@ -295,8 +296,7 @@ def _load_source(
         from .composed import JoinedEncoder
 
         return JoinedEncoder(source, [_load_source(part, device, loaded) for part in source.parts])
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(device)
     key = (source.folder, source.library, source.modality, source.longest)
     try:
         if key in loaded:

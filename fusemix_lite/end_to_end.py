@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import experiments
 from .adapters import FusionModel
 from .datasets import SoundingScenes
+from .device import pick_device
 from .encoders import Encoder, load_encoder, pool
 from .errors import FuseMixLiteError
 from .losses import symmetric_infonce
@@ -213,7 +214,7 @@ def run(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool
     if arm.get("null") == "shuffled":
         train = train.shuffled()
     val = _part("val", p.val_items, p.captions, p.val_items, 0, y.id)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if p.device == "auto" else p.device
+    device = pick_device(p.device)
     with seeded(seed, torch.device("cpu")):
         model = DualEncoder(x, y, arm["scheme"], p.shared_dim, p.depth, dropout).to(device)
     options = {key: arm[key] for key in ("lr", "views") if key in arm}

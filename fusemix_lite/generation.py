@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .datasets import SoundingScenes
+from .device import pick_device
 from .disk import as_json, read_json, write_aside
 from .encoders import WEIGHTS, load_encoder
 from .errors import FuseMixLiteError
@@ -281,9 +282,8 @@ def load_generator(
     kind = read_json(found / "model_index.json", "a pipeline's folder has one; give that, or a hub id").get("_class_name")
     if kind not in PIPELINES:
         raise FuseMixLiteError(f"{name} is a {kind}, which takes no pooled CLIP embedding: one of {', '.join(PIPELINES)}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
+    device = pick_device(device)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         pipeline = getattr(diffusers, kind).from_pretrained(found, dtype=dtype, use_safetensors=True, local_files_only=True)
     except Exception as error:  # every part has its own kinds

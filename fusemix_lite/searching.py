@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .adapters import FusionModel
+from .device import pick_device
 from .encoders import BaseEncoder, Encoder, load_encoder, resolve_encoder
 from .errors import FuseMixLiteError
 from .files import SUFFIXES
@@ -76,7 +77,7 @@ class SearchIndex:
             if name not in model.in_dims:
                 raise FuseMixLiteError(f"no modality {name!r} in this model: it knows {', '.join(model.in_dims)}")
         self.model, self.encoders, self.dataset, self.modality = model, dict(encoders), dataset, modality
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = pick_device(device)
         self._kept = None  # rows of the field that have an embedding; None: all
         if store is None and dataset is None:
             raise FuseMixLiteError("nothing to look through: give a dataset, or latents with item ids")

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from .adapters import TEMPERATURE_RANGE, FusionModel
+from .device import pick_device
 from .errors import FuseMixLiteError
 from .losses import symmetric_infonce
 from .metrics import mean_recall, retrieval
@@ -102,7 +103,7 @@ def fit(
     _check(train, val, augment, batch_size, steps, lr, warmup, evals, mix_probability, temperature)
     scheme = SCHEMES[augment]
     batch_size = _fitting_batch(batch_size, scheme.rows_per_pair, len(train))
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    device = pick_device(device)
     (a, b), x, y, owner = train.names, train.x.to(device), train.y.to(device), train.owner.to(device)
     generator = Generator(device).manual_seed(seed)  # batch order and mixing
     look_at = {round(steps * (i + 1) / evals) for i in range(evals)} if val is not None else set()

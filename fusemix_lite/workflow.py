@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .device import pick_device
 from .disk import as_json, read_json, write_aside
 from .errors import FuseMixLiteError
 
@@ -425,7 +426,7 @@ def evaluate(
     check_encoders(folder, encoders, latents)
     part, pairs, known = held_out(folder, latents, part)
     a, b = pairs.names
-    model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    model = model.to(pick_device(device))
     u, v = embed_rows(model, a, pairs.x).cpu(), embed_rows(model, b, pairs.y).cpu()
     generator = torch.Generator().manual_seed(seed)
     recall = {}

@@ -144,7 +144,7 @@ def test_a_record_keeps_its_other_rows_and_takes_no_small_ones(here, tmp_path):
 def test_the_machine_is_told_and_not_its_name():
     import platform
 
-    told = bench.machine()
+    told = bench.setting()
     assert told["threads"] == torch.get_num_threads() and told["torch"] in torch.__version__
     assert not platform.node() or platform.node() not in json.dumps(told)
 

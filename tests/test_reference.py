@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import fusemix_lite
+from fusemix_lite.bench import machine
 from tools import book, fragments
 from tools.notebooks import ROOT, chapters, read, toc_documents
 
@@ -82,9 +83,9 @@ def test_versions_are_those_of_the_constraints(tmp_path, monkeypatch):
 def test_times_name_the_machine_and_not_its_name():
     import platform
 
-    assert set(fragments.machine()) == set(MACHINE)
+    assert set(machine()) == set(MACHINE)
     node = platform.node()
-    assert not node or node not in json.dumps(fragments.machine())
+    assert not node or node not in json.dumps(machine())
     first, second = chapters()[:2]
     measured = {
         first.name: {"seconds": 61.4, "parameters": {}, "machine": MACHINE},
@@ -120,7 +121,7 @@ def test_a_build_measures_times_and_keeps_them(tmp_path, monkeypatch):
     seconds = [[made["seconds"] for made in measured.values()] for measured in staged]
     assert len(runs) == 2 * count  # the second build ran nothing
     assert seconds[0] == seconds[1] == [11.0 + i for i in range(count)] and seconds[2] != seconds[1]
-    assert all(made["machine"] == fragments.machine() for made in staged[1].values())
+    assert all(made["machine"] == machine() for made in staged[1].values())
 
 
 def test_the_citation_is_that_of_the_cff_file():

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from .fragments import machine, write_fragments
+from .fragments import write_fragments
 from .notebooks import ROOT, chapters, clean, project, read, repository_address, set_address, setup_source, write
 from .students import write_students
 
@@ -136,6 +136,8 @@ def fingerprint(chapter: Path, parameters: dict) -> str:
 
 def build(profile: str | None, address: str, keep: bool) -> None:
     """Execute all chapters into _build/executed, one after another, and build the pages into _build/html."""
+    from fusemix_lite.bench import machine  # brings torch, which no other command needs
+
     parameters = {"profile": profile} if profile else {}
     executed, measured = [], {}
     todo = chapters()

@@ -6,10 +6,7 @@
 import ast
 import io
 import json
-import os
-import platform
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -52,19 +49,6 @@ OTHERS = [
     "generation-heard",
     "generation-near-moved-text",
 ]
-
-
-def machine() -> dict:
-    """The machine and the software that a time was measured with; no name of the machine."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return {
-        "processor": found[1].strip() if found else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-    }
 
 
 def versions() -> str:
