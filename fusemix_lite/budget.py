@@ -246,7 +246,7 @@ def encoder_facts(name: str) -> EncoderFacts | None:
     from .costs import encoder_flops
     from .encoders import load_encoder
 
-    base = split_layer(name)[0]
+    base = split_layer(name.removeprefix("clean:"))[0]  # cleaning a caption costs nothing that is counted
     if base in PUBLIC:
         return PUBLIC[base]
     if base not in LITE_ENCODERS and not Path(base).is_dir():

@@ -214,11 +214,11 @@ _PROFILES = {
     "paper": Profile(
         name="paper",
         made_for="H100",
-        # DINOv2-g, BGE-large and E5-large (C). The second image encoder is UNICOM (S), whose size is not known to us and whose
-        # weights are pickled files behind code of their own (`registry.ENCODERS` says how to bring them). In its place, by the
-        # same makers: a successor, and no row of Table 1.
+        # DINOv2-g, BGE-large and E5-large, whose captions are cleaned first (C). The second image encoder is UNICOM (S), whose
+        # size is not known to us and whose weights are pickled files behind code of their own (`registry.ENCODERS` says how to
+        # bring them). In its place, by the same makers: a successor, and no row of Table 1.
         image_encoders=("facebook/dinov2-giant", "DeepGlint-AI/mlcd-vit-large-patch14-336"),
-        text_encoders=("BAAI/bge-large-en-v1.5", "intfloat/e5-large-v2"),
+        text_encoders=("clean:BAAI/bge-large-en-v1.5", "clean:intfloat/e5-large-v2"),
         # HTS-AT and Whisper, concatenated (S); which checkpoint and which size is not known to us. The HTS-AT that the hub has
         # learned from captions, so AST stands in its place, supervised on AudioSet's labels as the paper's was.
         audio_encoders=("MIT/ast-finetuned-audioset-10-10-0.4593", "openai/whisper-large-v3"),
