@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from .losses import symmetric_infonce
 from .metrics import mean_recall, retrieval
 from .mixing import SCHEMES, no_mixing
 from .pairs import LatentPairs
+from .rows import StoredRows
 
 
 @dataclass
@@ -116,6 +117,7 @@ def fit(
             model.temperature.requires_grad_(False).fill_(temperature)
         optimizer = adamw(model, weight_decay)
         batches = shuffled_batches(len(train), batch_size * scheme.rows_per_pair, generator)
+        take_x, take_y = into_kept_memory(x), into_kept_memory(y)
         for step in tqdm(range(1, steps + 1), desc=f"fit ({augment})", disable=not progress):
             for group in optimizer.param_groups:
                 group["lr"] = lr * lr_factor(step, steps, warmup)
@@ -123,8 +125,9 @@ def fit(
             if mix_probability < 1 and torch.rand((), generator=generator, device=device) >= mix_probability:
                 rows, augmented = rows[:batch_size], no_mixing
             items = owner.index_select(0, rows)
-            zx, zy = augmented(x.index_select(0, items), y.index_select(0, rows), alpha, generator, per)
-            same = _share_an_item(items, len(zx)) if mask_negatives else None
+            zx, zy = augmented(take_x(items), take_y(rows), alpha, generator, per)
+            # (1, pairs) items, or (2, pairs) where rows are mixed two by two: labels, so that no matrix is needed for it
+            same = items.view(-1, len(zx)) if mask_negatives else None
             loss = symmetric_infonce(model.embed(a, zx), model.embed(b, zy), model.temperature, same)
             entry = {"step": step, "loss": loss.item(), "temperature": model.temperature.item(), "lr": group["lr"]}
             if not math.isfinite(entry["loss"]):
@@ -160,10 +163,22 @@ def shuffled_batches(pairs: int, rows: int, generator: Generator) -> Iterator[Te
         yield from order[: pairs - pairs % rows].split(rows)
 
 
-def _share_an_item(items: Tensor, pairs: int) -> Tensor:
-    """Which pairs in the loss hold an item in common, at the same place: (rows,) items -> (pairs, pairs) bool."""
-    parts = items.view(-1, pairs)  # (1, pairs), or (2, pairs) where rows are mixed two by two
-    return (parts[:, :, None] == parts[:, None, :]).any(0)
+def into_kept_memory(z: Tensor | StoredRows) -> Callable[[Tensor], Tensor]:
+    """A call that takes rows (B,) of z (N, d): (B, d), which the next call overwrites.
+
+    On a CPU a large batch in fresh memory costs more than copying its rows does. A GPU's allocator keeps memory by itself.
+    """
+    if not isinstance(z, Tensor) or z.device.type != "cpu":
+        return lambda rows: z.index_select(0, rows)
+    kept = z.new_empty(0, z.shape[1])
+
+    def take(rows: Tensor) -> Tensor:
+        nonlocal kept
+        if len(kept) < len(rows):
+            kept = z.new_empty(len(rows), z.shape[1])
+        return torch.index_select(z, 0, rows, out=kept[: len(rows)])
+
+    return take
 
 
 def adamw(model: FusionModel, weight_decay: float) -> torch.optim.AdamW:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_pairs import toy_pairs
 
-from fusemix_lite import SCHEMES, FuseMixLiteError, FusionModel, fit, retrieval, training
+from fusemix_lite import SCHEMES, FuseMixLiteError, FusionModel, LatentPairs, fit, retrieval, training
 
 QUICK = {"steps": 12, "batch_size": 8, "shared_dim": 5, "progress": False}
 
@@ -91,16 +91,45 @@ def test_a_share_of_the_steps_is_not_mixed(monkeypatch, pairs):
         assert kept.count("mixed") == pytest.approx(expected, abs=0 if share in (0, 1) else 15)
 
 
-def test_masked_negatives_are_those_of_the_same_item(monkeypatch, pairs):
+@pytest.mark.parametrize(
+    ("augment", "mask"),
+    [
+        ("fusemix", [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]),  # four pairs: 0+5, 1+5, 0+6, 2+7
+        ("none", [[i == j or {i, j} in ({0, 2}, {4, 5}) for j in range(8)] for i in range(8)]),  # 0 twice, 5 twice
+    ],
+)
+def test_masked_negatives_are_those_of_the_same_item(monkeypatch, pairs, augment, mask):
     """Of mixed pairs: those that hold one item at one place."""
-    items = torch.tensor([0, 1, 0, 2, 5, 5, 6, 7])  # four pairs: 0+5, 1+5, 0+6, 2+7
-    assert training._share_an_item(items, 4).int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
-    assert training._share_an_item(items, 8).int().sum() == 8 + 4  # not mixed: 0 twice, 5 twice
+    seen, loss, mask = [], training.symmetric_infonce, torch.tensor(mask).bool()
+
+    def spy(u, v, t, same):
+        seen.append(same)
+        assert loss(u, v, t, same) == loss(u, v, t, mask) != loss(u, v, t)
+        return loss(u, v, t, same)
+
+    monkeypatch.setattr(training, "symmetric_infonce", spy)
+    monkeypatch.setattr(training, "shuffled_batches", lambda *_: iter([torch.arange(8)]))
+    by_item = LatentPairs(pairs.x, pairs.y[:8], torch.tensor([0, 1, 0, 2, 5, 5, 6, 7]))
+    fit(by_item, augment=augment, mask_negatives=True, **QUICK | {"steps": 1, "batch_size": len(mask)})
+    assert [same.shape for same in seen] == [(8 // len(mask), len(mask))]  # labels, not a matrix
+
+
+def test_without_masking_every_other_pair_is_a_negative(monkeypatch, pairs):
     seen, loss = [], training.symmetric_infonce
     monkeypatch.setattr(training, "symmetric_infonce", lambda u, v, t, same: (seen.append(same), loss(u, v, t, same))[1])
-    fit(pairs, mask_negatives=True, **QUICK)
     fit(pairs, **QUICK)
-    assert all(same.shape == (8, 8) for same in seen[:12]) and seen[12:] == [None] * 12
+    assert seen == [None] * 12
+
+
+def test_rows_are_taken_into_memory_that_is_kept():
+    z = torch.randn(30, 4)
+    take = training.into_kept_memory(z)
+    rows = torch.tensor([3, 29, 3, 0])
+    first = take(rows)
+    assert first.equal(z[rows])
+    second = take(rows[:2] + 0)
+    assert second.equal(z[rows[:2]]) and second.data_ptr() == first.data_ptr()  # fewer rows fit as well
+    assert take(torch.arange(20)).equal(z[:20])  # more rows find room
 
 
 def test_a_fixed_temperature_is_kept(pairs):
