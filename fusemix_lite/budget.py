@@ -453,11 +453,8 @@ def _one_run(
     options |= {name: arm[name] for name in options if name in arm} | other
     mixing = SCHEMES[arm["scheme"]].rows_per_pair
     batch = options["batch_size"] = max(2, min(options["batch_size"], pairs // mixing))  # as fit makes it smaller
-    cost = fusion_cost(pairs, dims, items=items, steps=steps or max(p.lengths), rows_per_pair=mixing, **options)
-    if 4 * batch**2 > DENSE_BYTES[kind]:  # in tiles: four matrix products in place of three, and two tiles at once
-        flops = cost.flops | {"similarity": cost.flops["similarity"] * 4 / 3}
-        cost = replace(cost, flops=flops, bytes=cost.bytes | {"similarity": 2 * 4.0 * TILE[kind] ** 2})
-    return cost
+    options["tile"] = TILE[kind] if 4 * batch**2 > DENSE_BYTES[kind] else None  # as the loss takes them
+    return fusion_cost(pairs, dims, items=items, steps=steps or max(p.lengths), rows_per_pair=mixing, **options)
 
 
 # --- what fits ------------------------------------------------------------------------------------------------------------

@@ -136,6 +136,7 @@ def fusion_cost(
     items: int | None = None,
     rows_per_pair: int = 2,
     logit_matrices: int = 1,
+    tile: int | None = None,
     precision: str = "fp32",
     rate: float | None = None,
 ) -> Cost:
@@ -149,6 +150,8 @@ def fusion_cost(
         items: rows of x kept; None means one a pair, as the official code keeps them.
         rows_per_pair: latents loaded for a pair in the loss (2 where pairs are mixed).
         logit_matrices: how often the batch's similarities are computed; `symmetric_infonce` needs 1, the official code 2.
+        tile: rows and columns of the tiles that the similarities are worked off in (`losses.TILE`, where a batch is above
+            `losses.DENSE_BYTES`): two tiles in place of two matrices, and four products in place of three. None: one matrix.
         precision: of the latents and of what is computed: "fp32", "bf16" or "fp16"; weights and optimiser are fp32.
         rate: operations a second, for the time.
 
@@ -163,11 +166,14 @@ def fusion_cost(
         raise FuseMixLiteError(f"fusion_cost: steps = {steps}, epochs = {epochs}: give one of the two")
     size = _item_size(precision)
     _positive(pairs=pairs, batch_size=batch_size, shared_dim=shared_dim, expansion=expansion, **dims)
+    _positive(**({} if tile is None else {"tile": tile}))
     steps = steps if epochs is None else steps_of(pairs, batch_size, epochs, rows_per_pair)
     x, y = dims.values()
     parameters = 1 + sum(adapter_parameters(d, shared_dim, depth, expansion) for d in (x, y))  # 1: the temperature
     forward = batch_size * sum(adapter_flops(d, shared_dim, depth, expansion) for d in (x, y))
     similarity = 2.0 * batch_size**2 * shared_dim * logit_matrices
+    products = 3 if tile is None else 4  # in tiles the similarities are computed again on the way back
+    side = batch_size if tile is None else min(tile, batch_size)
     # A block keeps its input, the normed input, the widened one before and after GELU and dropout, and dropout's mask.
     kept = sum(depth * d * (2 + 3 * expansion) + 2 * d + 2 * shared_dim for d in (x, y))
     return Cost(
@@ -175,14 +181,14 @@ def fusion_cost(
         parameters=parameters,
         flops={
             "adapters": 3 * forward * steps,
-            "similarity": 3 * similarity * steps,
+            "similarity": products * similarity * steps,
             "optimiser": float(ADAMW * parameters * steps),
         },
         bytes={
             "latents": float(size * ((items or pairs) * x + pairs * y)),
             "weights": 4.0 * 4 * parameters,
             "activations": float(size * batch_size * kept),
-            "similarity": float(size * batch_size**2 * 2 * logit_matrices),  # the logits and their gradient
+            "similarity": float(size * side**2 * 2 * logit_matrices),  # the logits and their gradient
         },
         rate=rate,
     )

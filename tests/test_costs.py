@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix_lite import FuseMixLiteError, FusionModel, LatentStore, costs, load_encoder, symmetric_infonce
+from fusemix_lite import FuseMixLiteError, FusionModel, LatentStore, costs, load_encoder, losses, symmetric_infonce
 from fusemix_lite.costs import Cost, counted, fusion_cost
 from fusemix_lite.torchvision_fix import import_torchvision_safely
 
@@ -33,6 +33,19 @@ def check_fusion(depth, expansion, dims):
 @pytest.mark.parametrize(("depth", "expansion", "dims"), SHAPES)
 def test_parameters_and_operations_are_exactly_those_of_the_model(depth, expansion, dims):
     check_fusion(depth, expansion, dims)
+
+
+@pytest.mark.parametrize("tile", [3, 10, 16])
+def test_tiles_are_counted_as_the_loss_takes_them(monkeypatch, tile):
+    """Operations of a step in tiles, and the two of them that are there at once."""
+    monkeypatch.setitem(losses.DENSE_BYTES, "cpu", 0)
+    monkeypatch.setitem(losses.TILE, "cpu", tile)
+    shape = {"shared_dim": 7, "depth": 1, "expansion": 4, "batch_size": 10, "steps": 1}
+    cost = fusion_cost(100, SHAPES[0][2], **shape, tile=tile)
+    _, step = one_step(*SHAPES[0])
+    assert cost.flops["adapters"] + cost.flops["similarity"] == counted(step)
+    one = fusion_cost(100, SHAPES[0][2], **shape)
+    assert cost.bytes == one.bytes | {"similarity": 2 * 4.0 * min(tile, 10) ** 2}
 
 
 TRUE = {name: getattr(costs, name) for name in ("adapter_flops", "adapter_parameters")}
@@ -207,6 +220,7 @@ def test_devices_are_faster_in_half_precision():
         (lambda: fusion_cost(100, {"x": 4, "y": 4}, steps=1, epochs=1), "give one of the two"),
         (lambda: fusion_cost(100, {"x": 4, "y": 4}, steps=1, precision="fp8"), "choose one of fp32, bf16, fp16"),
         (lambda: fusion_cost(0, {"x": 4, "y": 4}, steps=1), "pairs = 0"),
+        (lambda: fusion_cost(100, {"x": 4, "y": 4}, steps=1, tile=0), "tile = 0"),
         (lambda: costs.extraction_cost(0, 1.0, 4), "items = 0"),
         (lambda: costs.pretraining_cost("dinov2"), "no recipe for 'dinov2'"),
         (lambda: costs.encoder_flops(None, []), "no items"),
