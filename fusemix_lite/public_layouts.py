@@ -11,7 +11,6 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from .errors import FuseMixLiteError
 from .files import SUFFIXES, csv_rows, read_text, relative_path
 
 _AGAIN = "fetch it again"
-_PROBED = 200  # entries whose files are looked for before a folder is taken for the wrong one
+_PROBED = 200  # entries of a folder whose files are looked for before it is taken for the wrong one
 
 
 class Row(NamedTuple):
@@ -79,11 +78,20 @@ class Resolved(NamedTuple):
 def resolve(folders: Sequence[Path], names: Sequence[tuple[str, ...]], by_stem: bool, media: str) -> Resolved | None:
     """Find the media of items in these folders; None if there are none at all.
 
-    Exact names are looked for in the first folder that holds any of the first few; stems in all of them.
+    Exact names are looked for in the first folder that holds any of the first few, of the first few of each folder where they
+    name one: COCO's val2014 alone, with which its training list begins, is not COCO's training. Stems are looked for in all.
     """
     if not by_stem:
-        probe = [alternatives[0] for alternatives in islice(names, _PROBED)]
-        root = next((folder for folder in folders if any((folder / name).is_file() for name in probe)), None)
+        probes: dict[str, list[str]] = {}
+        for name, *_ in names:
+            probe = probes.setdefault(name.rpartition("/")[0], [])
+            if len(probe) < _PROBED:
+                probe.append(name)
+
+        def holds_all(folder: Path) -> bool:
+            return all(any((folder / name).is_file() for name in probe) for probe in probes.values())
+
+        root = next((folder for folder in folders if holds_all(folder)), None)
         return root and Resolved(root, [alternatives[0] for alternatives in names], None)
     if not folders:
         return None

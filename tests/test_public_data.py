@@ -318,6 +318,16 @@ def test_captions_without_media_are_missing_something_too(layout, tmp_path):
     assert f"{built.name}: no {'pictures' if built.media == 'image' else 'sounds'}" in line
 
 
+def test_half_of_coco_is_not_its_training(tmp_path):
+    """The training list begins with photos of val2014: these alone must not be taken for all, or train2014 is never fetched."""
+    small.coco_lavis(tmp_path)
+    assert lacks("coco", "train", tmp_path) is None
+    shutil.rmtree(tmp_path / "images" / "train2014")
+    assert "no pictures" in lacks("coco", "train", tmp_path)
+    with pytest.raises(FuseMixLiteError, match="no pictures"):
+        open_dataset("coco", "train", tmp_path)
+
+
 def test_without_a_folder_one_is_asked_for(monkeypatch):
     with pytest.raises(FuseMixLiteError, match="set FUSEMIX_LITE_DATA"):
         lacks("coco", "train")
