@@ -7,6 +7,7 @@ without arguments that returns one of these: what lies in an archive opens itsel
 
 import io
 import re
+from functools import cache
 from math import gcd
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,8 +19,10 @@ from .errors import FuseMixLiteError
 
 ARRAY_RATE = 16_000  # samples a second of audio that comes as an array without a rate
 MAX_CHANNELS = 8  # of a (C, T) or (T, C) array: surround sound; more "channels" than that are samples
+MAX_SAMPLES = 1 << 28  # of a sound, of all its channels, at its own rate and at 48 kHz: 93 minutes, or 1 GB as float32
 WORDS = 50  # that `clean_caption` keeps
 
+_PROGRAMS = {"EPS"}  # formats for which Pillow starts a program (Ghostscript): a picture of the web must not
 _REMOVED = re.compile(r'[.!"()*#:;~]')
 
 
@@ -46,10 +49,10 @@ def as_image(item: Any) -> Image.Image:
 
     16 bits are scaled to 8, where Pillow's own conversion cuts them off at 255, which leaves white. Transparency is dropped,
     as it is by the encoders' own processors. A picture of more than twice `PIL.Image.MAX_IMAGE_PIXELS` is refused before it
-    is decoded, since a small file may unpack to more than the memory holds.
+    is decoded, since a small file may unpack to more than the memory holds. So is PostScript: a program, no picture.
     """
     try:
-        image = Image.open(_source(item)) if isinstance(item, str | Path | bytes) else item
+        image = Image.open(_source(item), formats=_formats()) if isinstance(item, str | Path | bytes) else item
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # "I;16", or "I" from a 16-bit file
             values = np.asarray(image).astype(np.float32)
@@ -64,6 +67,15 @@ def as_image(item: Any) -> Image.Image:
         raise FuseMixLiteError(f"{_name(item)} is too large a picture ({first_line(error)}): {remedy}") from error
     except Exception as error:  # Pillow raises many kinds for broken files
         raise FuseMixLiteError(f"{_name(item)} is no readable image: {first_line(error)}") from error
+
+
+@cache
+def _formats() -> list[str]:
+    """Those that Pillow reads by itself, in its own order."""
+    Image.preinit()  # the common ones first, as Pillow does
+    common = list(Image.ID)
+    Image.init()
+    return [name for name in dict.fromkeys([*common, *Image.ID]) if name not in _PROGRAMS]
 
 
 def as_caption(item: Any) -> str:
@@ -83,7 +95,8 @@ def as_sound(item: Any) -> tuple[np.ndarray, int]:
     """Mono samples (T,), floats, and their rate. Several channels are mixed down by their mean, here, where one can see it.
 
     `item` is a file, a float array (T,) at 16 kHz, or (samples, rate) with samples (T,), (C, T) or (T, C), floats or signed
-    integers. An array of two dimensions without a rate is refused: a feature extractor takes (2, T) for two clips.
+    integers. An array of two dimensions without a rate is refused: a feature extractor takes (2, T) for two clips. So is
+    a sound of more than `MAX_SAMPLES`, a file before it is decoded: silence of many hours packs into a small one.
     """
     if isinstance(item, str | Path | bytes):
         samples, rate = _read_sound(item)
@@ -100,6 +113,7 @@ def as_sound(item: Any) -> tuple[np.ndarray, int]:
             )
     if not np.isfinite(samples).all():
         raise FuseMixLiteError(f"{_name(item)} holds samples that are not finite")
+    _check_length(len(samples), 1, rate, item)
     if len(samples) * 40 < rate:  # feature extractors look through windows of 25 ms
         raise FuseMixLiteError(f"{_name(item)} is empty or shorter than 25 ms: {len(samples)} samples")
     return samples, rate
@@ -154,13 +168,23 @@ def _read_sound(item: str | Path | bytes) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(_source(item)) as file:
             expected, rate = file.frames, file.samplerate
+            _check_length(expected, file.channels, rate, item)
             samples = file.read(dtype="float32", always_2d=True)
+    except FuseMixLiteError:
+        raise
     except Exception as error:  # soundfile raises many kinds for broken files
         raise FuseMixLiteError(f"{_name(item)} is no readable sound: {first_line(error)}") from error
     with io.BytesIO(item) if isinstance(item, bytes) else Path(item).open("rb") as opened:
         if len(samples) < expected or _is_cut_short(opened):
             raise FuseMixLiteError(f"{_name(item)} is truncated: its end is missing")
     return samples.mean(1), rate
+
+
+def _check_length(frames: int, channels: int, rate: int, item: Any) -> None:
+    """Raise unless a sound fits the memory, decoded and resampled."""
+    if max(frames * channels, frames * 48_000 // rate) > MAX_SAMPLES:
+        told = f"{frames:,} samples in {channels} channels at {rate:,} Hz"
+        raise FuseMixLiteError(f"{_name(item)} is too long a sound ({told}): cut it into parts, or raise decoding.MAX_SAMPLES")
 
 
 def _is_cut_short(file: BinaryIO) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from fusemix_lite import FuseMixLiteError
+from fusemix_lite import FuseMixLiteError, decoding
 from fusemix_lite.decoding import MAX_CHANNELS, clean_caption, decode, resampled
 
 RNG = np.random.default_rng(0)
@@ -78,6 +78,28 @@ def test_a_picture_that_would_fill_the_memory_is_refused(monkeypatch):
     with pytest.raises(FuseMixLiteError, match="bytes is too large a picture .*MAX_IMAGE_PIXELS") as caught:
         decode(content, "image")
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_starts_no_program(monkeypatch):
+    """PostScript is a program, which Pillow would have Ghostscript run, under whatever name the file comes."""
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given, **options: started.append(given) or PICTURE.im)
+    with pytest.raises(FuseMixLiteError, match="is no readable image"):
+        decode(as_file(PICTURE.save, format="EPS"), "image")
+    assert not started
+
+
+def test_a_sound_that_would_fill_the_memory_is_refused(monkeypatch, tmp_path):
+    soundfile.write(tmp_path / "long.flac", np.zeros((16_000, 2)), 16_000)
+    slow = as_file(soundfile.write, data=np.zeros(1_000, np.float32), samplerate=8, format="WAV")  # 48 kHz: six million
+    assert len(decode(tmp_path / "long.flac", "audio")[0]) == 16_000
+    monkeypatch.setattr(decoding, "MAX_SAMPLES", 31_999)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *given, **options: pytest.fail("it was decoded"))
+    with pytest.raises(FuseMixLiteError, match="long.flac is too long a sound .16,000 samples in 2 channels.*cut it"):
+        decode(tmp_path / "long.flac", "audio")
+    for item in (slow, (np.zeros(1_000, np.float32), 8), np.zeros(16_000, np.float32)):
+        with pytest.raises(FuseMixLiteError, match="too long a sound"):
+            decode(item, "audio")
 
 
 @pytest.mark.parametrize(
