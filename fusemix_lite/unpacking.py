@@ -2,7 +2,8 @@
 
 Only files and folders come out: no link, no device, no path that is absolute or climbs. Names are checked before the first
 byte is written, and so is the size of everything, since a small archive may unpack to more than the disk holds. Every file
-is written aside and renamed; what is there already in full length is kept, so that unpacking goes on where it was stopped.
+is written aside and renamed; what is there already in full length is kept, so that unpacking goes on where it was stopped
+(not so 7z, which has to be unpacked from its beginning).
 """
 
 import gzip
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from .errors import FuseMixLiteError
 
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, zlib.error, lzma.LZMAError)
 RATIO, AT_LEAST = 30, 2_000_000_000  # an archive may unpack to this many times its size, or to this many bytes
 
 
@@ -35,8 +37,8 @@ class Member(NamedTuple):
 def unpack(archive: str | Path, folder: str | Path, progress: bool = True) -> list[str]:
     """Unpack an archive (.zip, .tar, .tar.gz, .7z). Returns the names of its files.
 
-    Raises FuseMixLiteError, before anything is written, for a damaged archive, a name that leaves the folder, a link or
-    device, two files of one name, a size out of proportion.
+    Raises FuseMixLiteError: for a damaged archive and, before anything is written, for a name that leaves the folder, a link
+    or device, two files of one name, a file where a folder has to be, a password, a size out of proportion.
     """
     archive, folder = Path(archive), Path(folder)
     if archive.name.endswith(".7z"):
@@ -48,7 +50,7 @@ def unpack(archive: str | Path, folder: str | Path, progress: bool = True) -> li
 
             for member in tqdm(members, desc=f"unpacking {archive.name}", unit=" files", disable=not progress):
                 _write(member, folder / member.name, archive)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, zlib.error, gzip.BadGzipFile) as error:
+    except (*_DAMAGED, gzip.BadGzipFile) as error:
         raise FuseMixLiteError(f"{archive} is damaged ({_line(error)}): delete it and fetch it again") from error
     return [member.name for member in members]
 
@@ -69,6 +71,10 @@ def _check(archive: Path, members: list[Member], folder: Path) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise FuseMixLiteError(f"{archive} holds {twice} twice: fetch it again")
+    folders = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
+    both = folders.intersection(names)
+    if both:
+        raise FuseMixLiteError(f"{archive} holds {min(both)} as a file and as a folder: fetch it again")
     total, limit = sum(member.size for member in members), max(AT_LEAST, RATIO * archive.stat().st_size)
     if total > limit:
         raise FuseMixLiteError(f"{archive} would unpack to {total:,} bytes, which is out of proportion: nothing was written")
@@ -102,6 +108,9 @@ def _opened(archive: Path) -> Iterator[list[Member]]:
         with zipfile.ZipFile(archive) as opened:
             files = [info for info in opened.infolist() if not info.is_dir()]
             links = [info.filename for info in files if stat.S_ISLNK(info.external_attr >> 16)]
+            locked = [info.filename for info in files if info.flag_bits & 1]
+            if locked:
+                raise FuseMixLiteError(f"{archive}: {locked[0]} needs a password: unpack it yourself")
             yield _members(archive, links, [(i.filename, i.file_size, lambda i=i: opened.open(i)) for i in files])
     elif archive.name.endswith(".zip"):
         raise zipfile.BadZipFile("no zip file, or its end is missing")

@@ -429,6 +429,35 @@ def test_a_damaged_archive_is_named(tmp_path, name):
     fails("damaged .*fetch it again", whole, tmp_path / "out", call=functools.partial(unpack, progress=False))
 
 
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.xz"])
+def test_damaged_lzma_is_named(tmp_path, name):
+    noise = b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(6_000))
+    if name == "a.zip":
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("a.bin", noise)
+    else:
+        tarred(tmp_path / name, ("a.bin", noise), mode="w:xz")
+    content = bytearray((tmp_path / name).read_bytes())
+    content[100_000:100_200] = bytes(200)
+    (tmp_path / name).write_bytes(content)
+    fails("damaged .*fetch it again", tmp_path / name, tmp_path, call=functools.partial(unpack, progress=False))
+
+
+def test_no_file_is_a_folder_too(tmp_path):
+    archive = zipped(tmp_path / "a.zip", ("a/b", b"1"), ("a/b/c", b"2"))
+    fails("holds a/b as a file and as a folder", archive, tmp_path, call=functools.partial(unpack, progress=False))
+    assert names(tmp_path) == ["a.zip"]
+
+
+def test_an_archive_with_a_password_says_so(tmp_path):
+    archive = zipped(tmp_path / "a.zip", ("a", b"1"))
+    content = bytearray(archive.read_bytes())
+    for start, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.find(start) + flags] |= 1  # encrypted, say both headers
+    archive.write_bytes(content)
+    fails("a needs a password", archive, tmp_path, call=functools.partial(unpack, progress=False))
+
+
 def test_an_empty_archive_is_none(tmp_path):
     call = functools.partial(unpack, progress=False)
     fails("holds no file", zipped(tmp_path / "a.zip"), tmp_path, call=call)
