@@ -358,6 +358,8 @@ def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
         raise FuseMixLiteError("a speech model with an adapter behind its encoder is not read")
     if source.modality == "text":
         longest = getattr(model.config, "max_position_embeddings", processor.model_max_length)
+        padding = getattr(getattr(getattr(model, "embeddings", None), "position_embeddings", None), "padding_idx", None)
+        longest -= 0 if padding is None else padding + 1  # RoBERTa and its like count positions from behind that of padding
         processor.model_max_length = min(processor.model_max_length, longest, source.longest or longest)
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()

@@ -20,9 +20,24 @@ from torch import Tensor, nn
 from .errors import FuseMixLiteError
 from .registry import LIBRARIES
 
+_FIRST = {  # what each library takes before any pickled file
+    "timm": ("model.safetensors",),
+    "open_clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+}
+_PICKLED = ("*.bin", "*.pth", "*.pth.tar")
+
 
 def load_tower(library: str, folder: Path, modality: str) -> tuple[Any, nn.Module]:
-    """Processor and model (on the CPU, for inference) of a folder that timm or open_clip wrote."""
+    """Processor and model (on the CPU, for inference) of a folder that timm or open_clip wrote.
+
+    Raises FuseMixLiteError where the library would take pickled weights that lie beside the safetensors.
+    """
+    pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
+    if pickled and not any((folder / name).is_file() for name in _FIRST[library]):
+        wanted = " or ".join(_FIRST[library])
+        raise FuseMixLiteError(
+            f"{library} would read {pickled[0]}, which is pickled: call the safetensors {wanted}, or move it away"
+        )
     return {"timm": _timm, "open_clip": _open_clip}[library](_library(library), folder, modality)
 
 

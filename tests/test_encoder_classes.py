@@ -4,6 +4,7 @@ The bare call sees one item at a time, so that nothing is padded to a batch; the
 prints the table of largest differences.
 """
 
+import json
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -453,6 +454,38 @@ def test_layers_that_a_library_does_not_show_are_refused(case):
     for label, end in {"open_clip, text": "@1", "timm ConvNet": "@1", "AST": "@1", "HTS-AT (CLAP's)": "@1"}.items():
         with pytest.raises(FuseMixLiteError, match="leave out @1"):
             load_encoder(case(label).name + end)
+
+
+@pytest.mark.parametrize("library, first", [("timm", "model.safetensors"), ("open_clip", "open_clip_model.safetensors")])
+def test_pickled_weights_beside_safetensors_are_not_taken(library, first, tmp_path):
+    """Both libraries prefer a pickled file of a common name to safetensors of an uncommon one, of which the revision is."""
+    pytest.importorskip(library)
+    pickled = tmp_path / "model" / ("pytorch_model.bin" if library == "timm" else "open_clip_pytorch_model.bin")
+    folder = tiny.save_timm(pickled.parent, **tiny.TIMM_VIT) if library == "timm" else tiny.save_open_clip(pickled.parent)
+    latents = load_encoder(folder).encode([IMAGES[0]])
+    pickled.write_bytes(b"pickled")
+    assert torch.equal(load_encoder(folder).encode([IMAGES[0]]), latents)
+    (folder / first).rename(folder / "mine.safetensors")
+    with pytest.raises(FuseMixLiteError, match=f"{library} would read {pickled.name}, which is pickled: .* {first}"):
+        load_encoder(folder)
+
+
+# --- length -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_caption_longer_than_robertas_positions_is_cut(tmp_path):
+    """Its positions are counted from behind that of padding, so that two of them are none; its tokenizer may know no end."""
+    tiny.save(tmp_path, "bert")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = hf.RobertaConfig(**tiny.TEXT | {"max_position_embeddings": 34, "pad_token_id": 1})
+        model = hf.RobertaModel(config).eval()
+    model.save_pretrained(tmp_path)
+    limits = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(limits | {"model_max_length": 10**30}))
+    encoder = load_encoder(tmp_path)
+    assert encoder.encode(["a dog barks " * 40]).isfinite().all()
+    assert encoder.to_inputs(["a dog barks " * 40])["input_ids"].shape == (1, 32)
 
 
 # --- precision ----------------------------------------------------------------------------------------------------------------
