@@ -46,13 +46,13 @@ def fetch_set(
     name: str,
     out: str | Path,
     split: str | None = None,
-    confirm: Callable[[str, bool], bool] = lambda line, large: not large,
+    confirm: Callable[[str, bool], bool] | None = None,
     progress: bool = True,
 ) -> dict:
     """Fetch what may be fetched of a data set, for one split or all, and unpack it.
 
     `confirm` gets one line (what, from where, how big, which licence) and whether it is large: more than `ASK_ABOVE` bytes,
-    or archives of a size that nobody states. Unless it says yes, nothing is fetched.
+    or archives of a size that nobody states. Unless it says yes, nothing is fetched. Without it nothing large is.
 
     Returns {"name", "folder", "fetched": files fetched now, "kept": files there before, "by_hand": what is still to be got
     by oneself}.
@@ -71,7 +71,7 @@ def fetch_set(
     if todo:
         line, known = size_line(name, todo), sum(remote.bytes or 0 for remote in todo)
         large = known > ASK_ABOVE or any(remote.bytes is None and remote.unpack for remote in todo)
-        if not confirm(line, large):
+        if not (confirm(line, large) if confirm else not large):
             raise FuseMixLiteError(f"{line}: nothing was fetched; say yes, or add --yes")
         out.mkdir(parents=True, exist_ok=True)
         check_room(out, known + sum(remote.bytes or 0 for remote in todo if remote.unpack))
