@@ -7,30 +7,45 @@ Machines differ and are rarely idle, so that what counts are ratios. Ours and th
 median over such pairs. With one thread it is the processor's own time that is taken, which other programs do not lengthen. The
 limit is the number of operations over the rate at which this machine multiplies matrices, measured in the same turn, or the
 bytes that have to be read once. Both ways have to give the same, and a row says how much so. Memory is the peak of a process
-of its own, beyond what it held when the input was there.
+of its own, beyond what it held when the input was there. What several processes do is timed by the clock on the wall.
 """
 
+import copy
+import ctypes
+import gc
 import json
+import multiprocessing
 import os
 import platform
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch.utils.data import DataLoader, default_collate
 
+from .adapters import FusionModel
+from .costs import Cost, fusion_cost
 from .errors import FuseMixLiteError
-from .losses import dense_infonce, tiled_infonce
+from .losses import DENSE_BYTES, TILE, dense_infonce, symmetric_infonce, tiled_infonce
 from .metrics import ranks, ranks_from_scores
+from .mixing import fusemix
+from .pairs import LatentPairs
+from .rows import StoredRows
 from .subsets import greedy_kdpp, squared_kernel
+from .training import adamw, fit, into_kept_memory, lr_factor, seeded, shuffled_batches
 
 ROUNDS = 5
 KS = (1, 5, 10)
@@ -58,8 +73,10 @@ class Row(NamedTuple):
 
     Attributes:
         about, plain, limit: what is measured, against what, and what the limit counts.
-        goal: the largest ratio, or the most bytes, that we want; None: just to know.
-        unit: "seconds" in turns, "bytes" at the peak, or "once": seconds of one run in a process of its own, with its peak.
+        goal: the largest ratio, the most bytes, or the least share, that we want; None: just to know.
+        unit: "seconds" in turns; "share": the same, and the goal is about the limit's share of ours; "wall": the same, as they
+            pass, for what takes several processes. "bytes" at the peak; "once": seconds of one run in a process of its own,
+            with its peak; "growth": likewise, of several sizes.
         make: seed, and whether small sizes are enough to see that it runs -> `Case`.
     """
 
@@ -72,6 +89,7 @@ class Row(NamedTuple):
 
 
 ROWS: dict[str, Row] = {}
+TURNS = ("seconds", "share", "wall")  # units of what is measured in turns
 
 
 def row(name: str, about: str, plain: str, limit: str, goal: float | None, unit: str = "seconds") -> Callable:
@@ -94,15 +112,11 @@ def loss(seed: int, smoke: bool) -> Case:
     B, d = (96, 8) if smoke else (4096, 512)
     inputs = _embeddings(B, B, d, seed)
 
-    def agree(ours, plain) -> str:
-        worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, plain, strict=True))
-        return _within(worst, 1e-5, "loss and gradients within")
-
     return Case(
         ours=lambda: _with_gradients(lambda *z: tiled_infonce(*z, tile=40 if smoke else 1024), *inputs),
         plain=lambda: _with_gradients(dense_infonce, *inputs),
         limit=lambda: 3 * 2 * B * B * d / rate(),
-        agree=agree,
+        agree=lambda ours, plain: _close(ours, plain, 1e-5),
     )
 
 
@@ -216,6 +230,169 @@ def kdpp_large(seed: int, smoke: bool) -> Case:
     return Case(ours=ours, plain=None, limit=lambda: N * k * (2 * d + k) / rate())
 
 
+LITE = {"image": 192, "text": 128}
+PAPER = {"image": 1536, "text": 1024}
+OFFICIAL = "the official structure: a loader of dictionaries in the same process, two products, AdamW weight by weight"
+
+
+@row(
+    "batches",
+    "a batch of the paper, 40,960 rows of 1,536 + 1,024 in fp32, from latents in memory",
+    "single tensors collated from dictionaries",
+    "the rows copied once, as they lie",
+    goal=1 / 6,
+)
+def batches(seed: int, smoke: bool) -> Case:
+    N, B, dims = (300, 64, (6, 4)) if smoke else (45_000, 40_960, PAPER.values())
+    x, y = (torch.rand(N, d, generator=Generator().manual_seed(seed)) for d in dims)
+    rows = torch.randperm(N, generator=Generator().manual_seed(seed))[:B]
+    take_x, take_y = into_kept_memory(x), into_kept_memory(y)
+    kept = take_x(rows), take_y(rows)  # the first batch finds the memory, the many after it use it
+
+    def limit() -> float:
+        return _seconds(lambda: [into.copy_(z[:B]) for into, z in zip(kept, (x, y), strict=True)])[0]
+
+    def plain() -> list[Tensor]:
+        return list(default_collate([{"image": x[i], "text": y[i]} for i in rows.tolist()]).values())
+
+    return Case(lambda: [take_x(rows), take_y(rows)], plain, limit, _same_rows)
+
+
+@row(
+    "batches-disk",
+    "the same from stores on disk, fp16 there and fp32 in the batch",
+    "single rows of memory maps collated from dictionaries",
+    "the rows read once, as they lie (from the system's cache), and made fp32",
+    goal=1 / 6,
+)
+def batches_disk(seed: int, smoke: bool) -> Case:
+    N, B, dims = (300, 64, (6, 4)) if smoke else (45_000, 40_960, PAPER.values())
+    folder = tempfile.TemporaryDirectory()
+    paths = [Path(folder.name) / name for name in "xy"]
+    for path, d in zip(paths, dims, strict=True):
+        np.random.default_rng(seed).random((N, d), np.float32).astype(np.float16).tofile(path)
+    x, y = (np.memmap(path, np.float16, "r", shape=(N, d)) for path, d in zip(paths, dims, strict=True))
+    stored = [StoredRows([z]) for z in (x, y)]
+    rows = torch.randperm(N, generator=Generator().manual_seed(seed))[:B]
+
+    def plain() -> list[Tensor]:
+        items = [{"image": torch.tensor(x[i]).float(), "text": torch.tensor(y[i]).float()} for i in rows.tolist()]
+        return list(default_collate(items).values())
+
+    def once(folder=folder) -> list[np.ndarray]:  # which is there as long as somebody can call this
+        return [np.fromfile(path, np.float16, B * d).astype(np.float32) for path, d in zip(paths, dims, strict=True)]
+
+    return Case(lambda: [z.index_select(0, rows) for z in stored], plain, lambda: _seconds(once)[0], _same_rows)
+
+
+@row(
+    "epoch-lite",
+    "an epoch of fit, loading included: 8,000 items x 5 captions, 192 + 128 d, batch 256, depth 1",
+    OFFICIAL,
+    "the operations that fl.costs counts",
+    goal=1 / 2.5,
+)
+def epoch_lite(seed: int, smoke: bool) -> Case:
+    items, B = (20, 8) if smoke else (8000, 256)
+    pairs = _lite_pairs(items, seed)
+    steps = len(pairs) // (2 * B)
+    options = {"steps": steps, "batch_size": B, "shared_dim": 128, "seed": seed}
+
+    def agree(ours: Tensor, plain: Tensor) -> str:
+        return _within(float((ours - plain).abs().max()), 1e-3, "losses of all steps within")
+
+    return Case(
+        ours=lambda: _losses(fit(pairs, **options, device="cpu", progress=False)),
+        plain=lambda: official_epoch(pairs, **options),
+        limit=lambda: _operations(len(pairs), LITE, shared_dim=128, depth=1, batch_size=B, steps=steps) / rate(),
+        agree=agree,
+    )
+
+
+@row(
+    "step-paper",
+    "a step at the paper's dimensions: 2,048 pairs in the loss, 1,536 + 1,024 d, depth 1, fp32 (bf16 is emulated on this CPU)",
+    "two products, and AdamW weight by weight",
+    "the operations that fl.costs counts",
+    goal=0.6,
+    unit="share",
+)
+def step_paper(seed: int, smoke: bool) -> Case:
+    B, D, dims = (32, 8, {"image": 12, "text": 8}) if smoke else (2048, 512, PAPER)
+    z = {name: latents(B, d, seed) for name, d in dims.items()}
+    with seeded(seed, torch.device("cpu")):
+        models = {"ours": FusionModel(dims, D, 1)}
+    models["plain"] = copy.deepcopy(models["ours"])
+    optimizers = {"ours": adamw(models["ours"], 0.1), "plain": official_adamw(models["plain"], 0.1)}
+    losses = {"ours": symmetric_infonce, "plain": two_products}
+
+    def step(way: str) -> list[Tensor]:
+        model = models[way]
+        with seeded(seed, torch.device("cpu")):
+            loss = losses[way](*(model.embed(name, z[name]) for name in dims), model.temperature)
+        optimizers[way].zero_grad()
+        loss.backward()
+        optimizers[way].step()
+        model.clamp_temperature()
+        return [loss.detach(), *(p.grad for p in model.parameters())]
+
+    return Case(
+        ours=lambda: step("ours"),
+        plain=lambda: step("plain"),
+        limit=lambda: _operations(B, dims, shared_dim=D, depth=1, batch_size=B, steps=1) / rate(),
+        agree=lambda ours, plain: _close(ours, plain, 1e-3),
+    )
+
+
+@row(
+    "sweep",
+    "16 short lite runs: two processes of one thread, started for it, as every sweep here does",
+    "one after the other in a process with two threads",
+    "the operations that fl.costs counts, on two cores",
+    goal=0.6,
+    unit="wall",
+)
+def sweep(seed: int, smoke: bool) -> Case:
+    items, B, steps, runs = (20, 8, 2, 4) if smoke else (2000, 256, 100, 16)
+    jobs = [(items, B, steps, seed + i) for i in range(runs)]
+    operations = runs * _operations(5 * items, LITE, shared_dim=128, depth=1, batch_size=B, steps=steps)
+    others = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+
+    def agree(ours: Tensor, plain: Tensor) -> str:
+        same = _within(float((ours - plain).abs().max()), 1e-2, "last losses within")
+        return f"{same}; load average of the machine before it began: {others:.1f}"
+
+    return Case(
+        ours=lambda: _in_processes(jobs, workers=2, threads=1),
+        plain=lambda: _in_processes(jobs, workers=1, threads=2),
+        limit=lambda: operations / (2 * rate()),
+        agree=agree,
+    )
+
+
+@row(
+    "growth",
+    "a step of fit at nine sizes: time and memory as batch, dimensions and depth grow, beside what fl.costs predicts",
+    "not run",
+    "the operations that fl.costs counts, of all sizes",
+    goal=None,
+    unit="growth",
+)
+def growth(seed: int, smoke: bool) -> Case:
+    base = {"batch": 64, "dims": 6, "depth": 1} if smoke else {"batch": 1024, "dims": 384, "depth": 1}
+    sizes = [(what, base | {what: base[what] * factor}) for what in base for factor in (1, 2, 4)]
+
+    def ours() -> list[dict]:
+        _grown(64, 6, 1, seed)  # what is loaded once, at the first step of all, is no step's
+        return [{"what": what, "size": at[what], **_grown(**at, seed=seed)} for what, at in sizes]
+
+    return Case(
+        ours=ours,
+        plain=None,
+        limit=lambda: sum(_predicted(**at).total_flops for _, at in sizes) / rate(),
+    )
+
+
 # --- their input ----------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +417,21 @@ def latents(N: int, d: int, seed: int) -> Tensor:
     centres = torch.randn(max(2, N // 100), d, generator=generator)
     which = torch.randint(len(centres), (N,), generator=generator)
     return (centres[which] + 0.7 * torch.randn(N, d, generator=generator)) * spectrum
+
+
+@cache
+def _lite_pairs(items: int, seed: int) -> LatentPairs:
+    """Five captions an item, near a fixed linear map of it."""
+    owner = torch.arange(5 * items) // 5
+    x = latents(items, LITE["image"], seed)
+    y = latents(5 * items, LITE["text"], seed + 1) + x[owner, : LITE["text"]]
+    return LatentPairs(x, y, owner)
+
+
+def _operations(pairs: int, dims: dict[str, int], **shape: Any) -> float:
+    """Operations of matrix products; the optimiser's are not among them."""
+    cost = fusion_cost(pairs, dims, **shape)
+    return cost.flops["adapters"] + cost.flops["similarity"]
 
 
 # --- the plain ways -------------------------------------------------------------------------------------------------------
@@ -290,6 +482,47 @@ def eliminated(z: Tensor, k: int) -> Tensor:
     return torch.tensor(picks)
 
 
+def two_products(u: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
+    """The contrastive loss as it is commonly written: a matrix for each direction, each with its cross-entropy."""
+    targets = torch.arange(len(u))
+    return (F.cross_entropy(u @ v.T / temperature, targets) + F.cross_entropy(v @ u.T / temperature, targets)) / 2
+
+
+def official_adamw(model: FusionModel, weight_decay: float) -> torch.optim.AdamW:
+    """`training.adamw` as torch does it on a CPU unless told otherwise: one weight matrix after another."""
+    return torch.optim.AdamW(adamw(model, weight_decay).param_groups, fused=False, foreach=False)
+
+
+def official_epoch(pairs: LatentPairs, *, steps: int, batch_size: int, shared_dim: int, seed: int) -> Tensor:
+    """What `fit` does in an epoch, by a loader of dictionaries of single latents: the losses of all steps."""
+    generator, cpu, losses = Generator().manual_seed(seed), torch.device("cpu"), []
+    items = pairs.owner.tolist()
+
+    class Items(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(pairs)
+
+        def __getitem__(self, i: int) -> dict[str, Tensor]:
+            return {"image": pairs.x[items[i]], "text": pairs.y[i]}
+
+    order = (rows.tolist() for rows in shuffled_batches(len(pairs), 2 * batch_size, generator))
+    loader = DataLoader(Items(), batch_sampler=order, generator=Generator())
+    with seeded(seed, cpu):
+        model = FusionModel(pairs.dims, shared_dim, 1, 4, 0.3).train()
+        optimizer = official_adamw(model, 0.1)
+        for step, batch in zip(range(1, steps + 1), loader, strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * lr_factor(step, steps, 0.1)
+            zx, zy = fusemix(batch["image"], batch["text"], 1.0, generator)
+            loss = two_products(model.embed("image", zx), model.embed("text", zy), model.temperature)
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            model.clamp_temperature()
+    return torch.tensor(losses)
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +546,7 @@ def measure(
     Returns:
         Pairs of a name and a dict: ours, plain, limit (in ``unit``; None where there is none), ratio (ours : plain),
         of_limit (limit : ours), agreement, judged (what the goal is about), goal, met (None at small sizes), and what they
-        were measured with.
+        were measured with; where a row has more to tell, its curve or growth.
 
     Raises:
         FuseMixLiteError: an unknown row, fewer than one round, or two ways that do not give the same.
@@ -331,32 +564,37 @@ def _measured(names: list[str], rounds: int, seed: int, smoke: bool, note: Calla
     for name in names:
         found = ROWS[name]
         note(f"{name}: {found.about}")
-        if found.unit == "seconds":
-            values = _in_turns(found.make(seed, smoke), rounds, name)
+        if found.unit in TURNS:
+            values = _in_turns(found.make(seed, smoke), rounds, found.unit)
         elif found.unit == "bytes":
             values = _at_the_peak(name, seed, smoke)
+        elif found.unit == "growth":
+            values = _growth(name, seed, smoke)
         else:
             values = _once(name, seed, smoke)
-        met = None if found.goal is None or smoke else bool(values["judged"] <= found.goal)
+        met = None
+        if found.goal is not None and not smoke:
+            met = bool(values["judged"] >= found.goal if found.unit == "share" else values["judged"] <= found.goal)
         described = {"about": found.about, "against": found.plain, "limit_is": found.limit}
         described |= {"unit": found.unit, "goal": found.goal}
         command = f"OMP_NUM_THREADS={torch.get_num_threads()} fusemix-lite bench --rows {name}"
-        command += f" --rounds {rounds}" * (found.unit == "seconds" and rounds != ROUNDS) + f" --seed {seed}" * (seed != 0)
+        command += f" --rounds {rounds}" * (found.unit in TURNS and rounds != ROUNDS) + f" --seed {seed}" * (seed != 0)
         with_what = {"seed": seed, "smoke": smoke, "command": command + " --smoke" * smoke, "machine": setting()}
         yield name, {**described, **values, "met": met, **with_what}
 
 
-def _in_turns(case: Case, rounds: int, name: str) -> dict:
-    turns = []
+def _in_turns(case: Case, rounds: int, unit: str) -> dict:
+    turns, timed = [], _wall_seconds if unit == "wall" else _seconds
     for turn in range(rounds):
-        found = {way: _seconds(getattr(case, way)) for way in (("ours", "plain"), ("plain", "ours"))[turn % 2]}
+        found = {way: timed(getattr(case, way)) for way in (("ours", "plain"), ("plain", "ours"))[turn % 2]}
         if turn == 0:
             agreement = case.agree(found["ours"][1], found["plain"][1])
         turns.append({way: seconds for way, (seconds, _) in found.items()} | {"limit": case.limit()})
     median = {way: statistics.median(turn[way] for turn in turns) for way in turns[0]}
     ratio = statistics.median(turn["ours"] / turn["plain"] for turn in turns)
     of_limit = statistics.median(turn["limit"] / turn["ours"] for turn in turns)
-    return {**median, "ratio": ratio, "of_limit": of_limit, "rounds": rounds, "agreement": agreement, "judged": ratio}
+    told = {"ratio": ratio, "of_limit": of_limit, "rounds": rounds, "agreement": agreement}
+    return {**median, **told, "judged": of_limit if unit == "share" else ratio}
 
 
 def _at_the_peak(name: str, seed: int, smoke: bool) -> dict:
@@ -373,6 +611,77 @@ def _once(name: str, seed: int, smoke: bool) -> dict:
     return {**values, "ratio": None, "of_limit": ours["limit"] / max(curve[-1][1], 1e-9), "judged": ours["peak"]}
 
 
+def _growth(name: str, seed: int, smoke: bool) -> dict:
+    ours = _own_process(name, "ours", seed, smoke)
+    points, first = ours["result"], {}
+    for point in points:  # measured : predicted, and as multiples of that at the first size
+        for of in ("seconds", "bytes"):
+            ratio = point[of] / point[f"predicted_{of}"]
+            point[f"{of}_off"] = ratio / first.setdefault((point["what"], of), ratio)
+    seconds = sum(point["seconds"] for point in points)
+    values = {"ours": seconds, "plain": None, "limit": ours["limit"], "growth": points, "ratio": None, "judged": None}
+    return {**values, "of_limit": ours["limit"] / seconds}
+
+
+def _sizes(dims: int) -> dict[str, int]:
+    return {"image": dims, "text": 2 * dims // 3}  # as 192 + 128 and 1,536 + 1,024 are
+
+
+def _predicted(batch: int, dims: int, depth: int) -> Cost:
+    """What `fl.costs` says of one step."""
+    tile = TILE["cpu"] if 4 * batch**2 > DENSE_BYTES["cpu"] else None  # as the loss takes it
+    return fusion_cost(2 * batch, _sizes(dims), shared_dim=128, depth=depth, batch_size=batch, steps=1, tile=tile)
+
+
+def _grown(batch: int, dims: int, depth: int, seed: int) -> dict:
+    """Time of a step, the median of three, and the peak of memory from an empty beginning, beside what is predicted of them."""
+    cost = _predicted(batch, dims, depth)
+    z = {name: latents(batch, d, seed) for name, d in _sizes(dims).items()}
+    gc.collect()
+    _give_back()
+    held = _reset_peak()
+    model = FusionModel(_sizes(dims), 128, depth)
+    optimizer, times = adamw(model, 0.1), []
+
+    def step() -> None:
+        loss = symmetric_infonce(model.embed("image", z["image"]), model.embed("text", z["text"]), model.temperature)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    for _ in range(4):
+        times.append(_seconds(step)[0])
+    return {
+        "seconds": statistics.median(times[1:]),  # the first one makes the optimiser's moments
+        "bytes": _memory("VmHWM") - held,
+        "predicted_seconds": cost.total_flops / 1e11,  # at a rate that falls out of every ratio of sizes
+        "predicted_bytes": cost.total_bytes - cost.bytes["latents"],
+    }
+
+
+def _give_back() -> None:
+    """Ask the C library for the memory that it keeps for later, so that it is not taken for free."""
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def _in_processes(jobs: Sequence[tuple], workers: int, threads: int) -> Tensor:
+    """Last losses of lite runs that are shared among processes."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+        return torch.tensor([future.result() for future in [pool.submit(_short_run, *job) for job in jobs]])
+
+
+def _short_run(items: int, batch_size: int, steps: int, seed: int) -> float:
+    pairs = _lite_pairs(items, 0)
+    options = {"steps": steps, "batch_size": batch_size, "shared_dim": 128, "seed": seed}
+    return fit(pairs, **options, device="cpu", progress=False).history[-1]["loss"]
+
+
+def _losses(result) -> Tensor:
+    return torch.tensor([entry["loss"] for entry in result.history])
+
+
 def clock() -> float:
     """Seconds of the processor where one thread computes, since other programs do not count there; else as they pass."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
@@ -382,6 +691,12 @@ def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     started = clock()
     result = call()
     return clock() - started, result
+
+
+def _wall_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = call()
+    return time.perf_counter() - started, result
 
 
 def rate(dtype: torch.dtype = torch.float32, size: int = 1024, seconds: float = 0.3) -> float:
@@ -410,7 +725,7 @@ def _child(name: str, way: str, seed: int, smoke: bool) -> dict:
     held = _reset_peak()
     result = call()
     peak = (_memory("VmHWM") - held) * times
-    return {"peak": peak, "limit": case.limit(), "result": result if ROWS[name].unit == "once" else None}
+    return {"peak": peak, "limit": case.limit(), "result": result if ROWS[name].unit in ("once", "growth") else None}
 
 
 def _reset_peak() -> int:
@@ -465,6 +780,15 @@ def _same_ranks(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> str:
     return _within(differ / sum(map(len, ours.values())), 1e-3, "share of ranks that differ, by ties:", "ranks identical")
 
 
+def _same_rows(ours: list[Tensor], plain: list[Tensor]) -> str:
+    return _within(float(sum(int((a != b).sum()) for a, b in zip(ours, plain, strict=True))), 0, "", "rows identical")
+
+
+def _close(ours: list[Tensor], plain: list[Tensor], most: float) -> str:
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, plain, strict=True))
+    return _within(worst, most, "loss and gradients within")
+
+
 def _within(value: float, most: float, words: str, none: str = "identical") -> str:
     if not value <= most:
         raise FuseMixLiteError(f"bench: the two ways differ by {value:.1e}, more than {most:.0e}")
@@ -489,7 +813,8 @@ def judged(found: dict) -> str:
     """A row's goal, and whether it was met."""
     if found["goal"] is None:
         return "no goal"
-    goal = f"ratio at most {found['goal']:.2g}" if found["unit"] == "seconds" else f"at most {amount(found['goal'], 'bytes')}"
+    goal = f"ratio at most {found['goal']:.2g}" if found["unit"] in TURNS else f"at most {amount(found['goal'], 'bytes')}"
+    goal = f"limit : ours at least {found['goal']:.2g}" if found["unit"] == "share" else goal
     return f"goal: {goal}, {({True: 'met', False: 'MISSED', None: 'not judged'})[found['met']]}"
 
 

@@ -124,7 +124,8 @@ def test_large_similarities_are_worked_off_in_tiles_as_the_loss_does(monkeypatch
     (one,), (tiled,) = one, tiled
     assert one == costs.fusion_cost(40_000, dims, steps=7, batch_size=1_000, shared_dim=128, depth=1)
     assert tiled.total_flops - one.total_flops == pytest.approx(one.flops["similarity"] / 3)
-    assert tiled.bytes["similarity"] == 8 * min(TILE[kind], 1_000) ** 2 and tiled.bytes["activations"] == one.bytes["activations"]
+    assert tiled.bytes["similarity"] == 8 * min(TILE[kind], 1_000) ** 2
+    assert tiled.bytes["activations"] == one.bytes["activations"]
 
 
 @pytest.mark.parametrize(

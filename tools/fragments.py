@@ -188,6 +188,8 @@ def speed(record: dict[str, dict]) -> str:
             told.append(line)
     lines += ["", f"Measured on: {'; '.join(told)}. There was no GPU at hand.", ""]
     for name, row in record.items():
+        if "growth" in row:
+            lines += [f"{row['about'][0].upper()}{row['about'][1:]}:", "", *grown(row["growth"]), ""]
         if "curve" in row:
             picks, seconds = row["curve"][-1]
             half = next(at for at in row["curve"] if at[0] >= picks / 2)
@@ -196,6 +198,22 @@ def speed(record: dict[str, dict]) -> str:
             lines += [f"```{{figure}} _generated/{name}.svg", f":alt: {alt}", ""]
             lines += [f"{row['about'][0].upper()}{row['about'][1:]}: {tale}.", "```", ""]
     return "\n".join(lines)
+
+
+def grown(points: list[dict]) -> list[str]:
+    """Time and memory of every size, and how far they are from the prediction, as a multiple of that at the first size."""
+    from fusemix_lite.bench import amount
+
+    lines = [
+        "| what grows | to | seconds | measured : predicted | memory | measured : predicted |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for at in points:
+        cells = [at["what"], f"{at['size']:,}"]
+        for unit in ("seconds", "bytes"):
+            cells += [amount(at[unit], unit), f"{at[f'{unit}_off']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def curve(row: dict) -> str:
