@@ -16,7 +16,7 @@ import torch
 
 from . import decoding
 from .decoding import first_line
-from .encoders import BaseEncoder, Encoder, encode_together, share_a_pass
+from .encoders import BaseEncoder, Encoder, encode_together, passes_of
 from .errors import FuseMixLiteError
 from .resolving import EncoderSource
 
@@ -58,10 +58,7 @@ class JoinedEncoder(BaseEncoder):
         vars(self).update(vars(source))
         self.parts = tuple(parts)
         self.model = torch.nn.ModuleList(part.model for part in parts)
-        self._passes: list[list[int]] = []  # which parts go through the same weights, the first one speaking for them
-        for index, part in enumerate(parts):
-            same = next((p for p in self._passes if share_a_pass(parts[p[0]], part)), None)
-            same.append(index) if same else self._passes.append([index])
+        self._passes = passes_of(parts)
 
     @cached_property
     def dim(self) -> int:

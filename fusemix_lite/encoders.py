@@ -245,14 +245,17 @@ def load_encoders(names: Iterable[str | Path], device: str | torch.device = "aut
 
 
 def encode_together(
-    encoders: Sequence[Encoder], inputs: dict[str, torch.Tensor], precision: str = "fp32"
+    encoders: Sequence[BaseEncoder], inputs: dict[str, torch.Tensor], precision: str = "fp32"
 ) -> list[torch.Tensor]:
     """Latents (B, D) of each of several encoders that share model, processor and prefix, in one forward pass.
 
     `inputs` is what `to_inputs` of any of them returns. `share_a_pass` says whether they may.
     """
+    first = encoders[0]
+    if not isinstance(first, Encoder):  # which shares a pass with itself alone
+        return [first.encode_inputs(inputs, precision)] * len(encoders)
     wanted = list(dict.fromkeys((layer, encoder.pooling) for encoder in encoders for layer in encoder.layers))
-    found = dict(zip(wanted, encoders[0].encode_layers(inputs, wanted, precision), strict=True))
+    found = dict(zip(wanted, first.encode_layers(inputs, wanted, precision), strict=True))
     return [torch.cat([found[layer, encoder.pooling] for layer in encoder.layers], 1) for encoder in encoders]
 
 
@@ -261,6 +264,15 @@ def share_a_pass(a: BaseEncoder, b: BaseEncoder) -> bool:
     if not (isinstance(a, Encoder) and isinstance(b, Encoder)):
         return a is b
     return a.model is b.model and (a.prefix, a.clean) == (b.prefix, b.clean)
+
+
+def passes_of(encoders: Sequence[BaseEncoder]) -> list[list[int]]:
+    """Which of several encoders go through the same weights: their places in the list, the first of a group speaking for it."""
+    groups: list[list[int]] = []
+    for place, encoder in enumerate(encoders):
+        same = next((group for group in groups if share_a_pass(encoders[group[0]], encoder)), None)
+        same.append(place) if same else groups.append([place])
+    return groups
 
 
 def pool(output: Any, pooling: str, mask: torch.Tensor | None = None, layer: int | None = None) -> torch.Tensor:

@@ -22,7 +22,15 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from .encoders import PRECISIONS, BaseEncoder, EncoderSource, load_encoder, resolve_encoder
+from .encoders import (
+    PRECISIONS,
+    BaseEncoder,
+    EncoderSource,
+    encode_together,
+    load_encoders,
+    passes_of,
+    resolve_encoder,
+)
 from .errors import FuseMixLiteError
 from .feeding import Batch, Task, feed, path_of
 from .store import ROWS_PER_SHARD, LatentOrigin, LatentStore, LatentWriter, open_same
@@ -54,7 +62,7 @@ def extract(
     One encoder fills the folder `out` and gives its store. Several, of any modalities, give a dict of stores: a list by the
     encoders' ids, each in the folder of its id below `out` ("BAAI_bge-small-en-v1.5"); a mapping by the names that it gives
     them, in the folders of these names. The items of a modality are then opened once for all of its encoders, which have to
-    fit the device together.
+    fit the device together; names that differ in a layer alone ("x@6", "x@12") share weights and a forward pass.
 
     Shards that are whole are kept, so a pass that died goes on where it stood and ends with the same bytes. A complete
     store of the same dataset and encoder is returned as it is. Two processes with one `out` wait for each other; those that
@@ -206,20 +214,8 @@ class _Pass:
             elif not self.writer.has(number):
                 self.todo.add(number)
 
-    def load(self, device: str | torch.device) -> None:
-        if self.source is not self.given:
-            self.encoder = load_encoder(self.given, _own_device(device))
-        else:
-            self.encoder = self.given
-            if device != "auto":
-                self.encoder.to(device)
-
-    def take(self, batch: Batch, values: Sequence[Any], precision: str) -> None:
-        """Encode a batch of the shard in hand."""
-        self.left_out += batch.left_out
-        if not batch.indices:
-            return
-        z = self.encoder.encode_inputs(batch.inputs, precision)  # (B, D)
+    def take(self, batch: Batch, z: torch.Tensor, values: Sequence[Any]) -> None:
+        """Latents (B, D) of a batch of the shard in hand."""
         finite = z.isfinite().all(1)
         self.latents.append(z[finite])
         for index, good in zip(batch.indices, finite.tolist(), strict=True):
@@ -299,29 +295,56 @@ def _encode(data: _Field, passes: list[_Pass], how: _How, mine: range) -> None:
     """Encode and write the shards that passes have to do."""
     if not passes:
         return
-    for one in passes:
-        one.load(how.device)
+    _load(passes, how.device)
+    groups = [[passes[place] for place in places] for places in passes_of([one.encoder for one in passes])]
     numbers = sorted(set().union(*(one.todo for one in passes)))
-    shard_of = {data.shards[number].stop: number for number in numbers}  # by the end of its last batch
 
     def tasks() -> Iterator[Task]:
         for number in numbers:
-            indices, places = data.shards[number], tuple(i for i, one in enumerate(passes) if number in one.todo)
+            indices, places = data.shards[number], tuple(i for i, group in enumerate(groups) if _with(group, number))
             for start in range(indices.start, indices.stop, how.batch_size):
                 yield Task(range(start, min(start + how.batch_size, indices.stop)), places)
 
-    encoders = [one.encoder for one in passes]
+    encoders = [group[0].encoder for group in groups]
     total, left = (sum(len(data.shards[number]) for number in some) for some in (mine, numbers))
-    who = encoders[0].id if len(encoders) == 1 else f"{len(encoders)} {encoders[0].modality} encoders"
+    who = passes[0].source.id if len(passes) == 1 else f"{len(passes)} {passes[0].source.modality} encoders"
     silent = not how.progress or mine.start > 0  # one bar, however many processes
     bar = tqdm(total=total, initial=total - left, desc=f"{who} on {data.dataset_id}", unit=" items", disable=silent)
     with bar, closing(feed(data.values, encoders, tasks(), how.workers)) as stream:  # workers end with it, whatever happens
         for task, batches in stream:
+            number = task.indices.start // ROWS_PER_SHARD
             for place, batch in zip(task.encoders, batches, strict=True):
-                passes[place].take(batch, data.values, how.precision)
-                if task.indices.stop in shard_of:
-                    passes[place].flush(shard_of[task.indices.stop], data)
+                wanted = _with(groups[place], number)
+                _take(wanted, batch, data.values, how.precision)
+                if task.indices.stop == data.shards[number].stop:
+                    for one in wanted:
+                        one.flush(number, data)
             bar.update(len(task.indices))
+
+
+def _load(passes: list[_Pass], device: str | torch.device) -> None:
+    """Encoders for passes that have a name; those that differ in their layers alone share weights."""
+    named = [one for one in passes if one.source is not one.given]
+    for one, encoder in zip(named, load_encoders([one.given for one in named], _own_device(device)), strict=True):
+        one.encoder = encoder
+    for one in passes:
+        if one.source is one.given:
+            one.encoder = one.given if device == "auto" else one.given.to(device)
+
+
+def _with(group: list[_Pass], number: int) -> list[_Pass]:
+    """Those passes that have a shard to do."""
+    return [one for one in group if number in one.todo]
+
+
+def _take(group: list[_Pass], batch: Batch, values: Sequence[Any], precision: str) -> None:
+    """Encode a batch of the shard in hand, once for all passes whose encoders share weights."""
+    for one in group:
+        one.left_out += batch.left_out
+    if batch.indices:
+        latents = encode_together([one.encoder for one in group], batch.inputs, precision)
+        for one, z in zip(group, latents, strict=True):
+            one.take(batch, z, values)
 
 
 def _wait_for(count: Callable[[], int], wanted: int, what: str) -> None:

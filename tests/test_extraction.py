@@ -207,8 +207,8 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path, text_folder):
 def test_the_cache_is_shared_by_processes_and_found_without_loading(tmp_path, text_folder, monkeypatch):
     monkeypatch.setenv("FUSEMIX_LITE_CACHE", str(tmp_path / "cache"))
     code = (
-        "load = extraction.load_encoder\n"
-        "extraction.load_encoder = lambda *given: print('loaded', flush=True) or load(*given)\n"
+        "load = extraction.load_encoders\n"
+        "extraction.load_encoders = lambda *given: print('loaded', flush=True) or load(*given)\n"
         "extraction.cached_latents(Captions(20, seconds=0.02), sys.argv[1], batch_size=4)"
     )
     processes = [start(code, text_folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -223,7 +223,7 @@ def test_the_cache_is_shared_by_processes_and_found_without_loading(tmp_path, te
         raise AssertionError("the encoder is not needed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(extraction, "load_encoder", load)
+        patched.setattr(extraction, "load_encoders", load)
         assert cached_latents(Captions(20), text_folder).path == folder
     again = extract(Captions(20), text_folder, tmp_path / "again", batch_size=4, progress=False)
     assert contents(again.path) == contents(folder)

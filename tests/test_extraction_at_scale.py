@@ -128,6 +128,44 @@ def test_a_pass_does_what_is_missing_of_each_store(tmp_path, files, encoders, al
     assert opened == files.fields("image")[1][:16]  # the third shard was there, for both
 
 
+@pytest.mark.filterwarnings("ignore:1 of .0 items left out")
+@pytest.mark.parametrize("name, workers", [("image", 0), ("text", 1)])
+def test_layers_of_one_model_share_a_forward_pass(tmp_path, files, encoders, alone, monkeypatch, name, workers):
+    """Under names of their own they give what each gives alone, also where one store has a shard already."""
+    ends = {"last": "", "one": "@1", "two": "@0,2"}
+    named = {key: f"{encoders[name]}{end}" for key, end in ends.items()}
+    for key in named:
+        extract(files, named[key], tmp_path / "alone" / key, batch_size=3, progress=False)
+    kind = type(load_encoder(encoders[name]).model)
+    together, options, calls, forward = (
+        tmp_path / "together",
+        {"batch_size": 3, "progress": False, "workers": workers},
+        [],
+        kind.forward,
+    )
+    monkeypatch.setattr(kind, "forward", lambda self, *given, **more: calls.append(self) or forward(self, *given, **more))
+    extract(files, named | {"resnet": encoders["image-2"]}, together, **options)
+    batches = sum(-(-min(8, len(files.fields(name)[0]) - start) // 3) for start in range(0, len(files.fields(name)[0]), 8))
+    assert len(calls) == batches + 3 and len(set(map(id, calls))) == 1  # once in each loading, to see what comes out
+    for key in ends:
+        assert contents(together / key) == contents(tmp_path / "alone" / key)
+    assert contents(together / "last") == alone[name] and contents(together / "resnet") == alone["image-2"]
+    (together / "one" / "manifest.json").unlink()
+    (together / "last" / "manifest.json").unlink()
+    (together / "one" / "shard-00001.safetensors").unlink()
+    extract(files, named, together, **options | {"workers": 0})
+    for key in ends:
+        assert contents(together / key) == contents(tmp_path / "alone" / key)
+
+
+def test_one_encoder_may_fill_two_folders(tmp_path, files, encoders, alone):
+    """A joined one shares a pass with itself alone."""
+    both = load_encoder(f"{encoders['text']}+{encoders['text']}@1")
+    single = extract(Captions(10), both, tmp_path / "single", progress=False)
+    stores = extract(Captions(10), {"a": both, "b": both}, tmp_path, progress=False)
+    assert contents(stores["a"].path) == contents(stores["b"].path) == contents(single.path)
+
+
 def test_a_picture_is_stored_once_whatever_stands_beside_it(tmp_path, encoders, files):
     """Five captions a picture make five rows of text; two items with one path are two items."""
     ids, paths = files.fields("image")
