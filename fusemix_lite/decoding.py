@@ -79,9 +79,13 @@ def _formats() -> list[str]:
 
 
 def as_caption(item: Any) -> str:
-    """A text that is not empty."""
+    """A text that is not empty, in Unicode: half a surrogate pair stops a tokenizer."""
     if not isinstance(item, str) or not item.strip():
         raise FuseMixLiteError(f"{item!r:.40} is no caption: a text that is not empty is needed")
+    try:
+        item.encode()
+    except UnicodeEncodeError:
+        raise FuseMixLiteError(f"{item!a:.40} is no caption: it holds a character that is not Unicode") from None
     return item
 
 

@@ -103,7 +103,7 @@ def _scan(shard: Path, media: str) -> list[Sample]:
                 elif told:
                     about = json.loads(content(*told))
                     text = (about.get("caption") if isinstance(about, dict) else None) or ""
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if isinstance(error, FuseMixLiteError):
                     raise
                 raise FuseMixLiteError(f"{shard}: {told[0]} cannot be read ({error}): fetch it again") from error

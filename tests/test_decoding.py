@@ -80,6 +80,13 @@ def test_a_picture_that_would_fill_the_memory_is_refused(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_half_a_character_is_no_caption():
+    """Half a surrogate pair, from a broken escape, would stop a tokenizer and with it a whole pass."""
+    assert decode("größer 猫 \U0001f600", "text") == "größer 猫 \U0001f600"
+    with pytest.raises(FuseMixLiteError, match="is no caption: it holds a character that is not Unicode"):
+        decode("a dog \ud83d", "text")
+
+
 def test_a_picture_starts_no_program(monkeypatch):
     """PostScript is a program, which Pillow would have Ghostscript run, under whatever name the file comes."""
     started = []

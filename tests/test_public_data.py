@@ -197,6 +197,10 @@ def add_pair(archive, name, content):
             lambda file: small.shard(file, range(2), [["a"]] * 2, lambda a: add_pair(a, "9.json", b"{")),
             "9.json cannot be read",
         ),
+        (
+            lambda file: small.shard(file, range(2), [["a"]] * 2, lambda a: add_pair(a, "9.json", b"[" * 200_000)),
+            "9.json cannot be read",
+        ),
     ],
 )
 def test_a_damaged_shard_is_named(tmp_path, damage, message):
