@@ -6,7 +6,8 @@ sources are named below); where none was found nothing is pinned, and the card s
 
 Sources of the pins: the model metadata of the benchmark MTEB (DINOv2, BGE, E5, all-MiniLM-L12-v2, GTE of ModernBERT, AST), the
 hub's own file listings (dinov2-giant, e5-large-v2, all-MiniLM-L6-v2, gte-base, AST, MLCD: they show `model.safetensors` at
-these very commits), and public projects that agree on one commit (Whisper).
+these very commits), and public projects that agree on one commit (Whisper). What CLAP was trained on: its makers' answers in
+issues 123 and 142 of LAION-AI/CLAP.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -228,10 +229,11 @@ ENCODERS: dict[str, EncoderEntry] = {
         "Apache-2.0",
         layer="last, mean over its map; before the projection",
         preprocessing="48 kHz; the first 10 s (its own extractor draws 10 s by lot), shorter sounds repeated",
-        pretrained_on="LAION-Audio-630K: sounds with captions",
+        pretrained_on="LAION-Audio-630K and AudioSet: sounds with captions, and with labels made into captions",
         saw_text=True,
+        overlaps=("audiocaps", "clotho"),
         note="HTS-AT as the audio branch of CLAP: it has learned from captions, the paper's HTS-AT from AudioSet's labels; "
-        "whether sounds of AudioCaps and Clotho are among its own is not settled here: take them for seen; on the hub its "
+        "AudioCaps' clips come from AudioSet, and Clotho's sounds from Freesound, a part of LAION-Audio-630K; on the hub its "
         "weights were pickled only when last seen: load it once with transformers and save the folder",
     ),
     "RetroCirce/HTS-Audio-Transformer": EncoderEntry(
