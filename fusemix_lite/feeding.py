@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,11 +141,18 @@ _job: tuple[list[BaseEncoder], Sequence | None]  # of a worker process
 
 def _start(job: bytes) -> None:
     global _job
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
     torch.set_num_threads(1)
     import_torchvision_safely()
     _job = pickle.loads(job)
+
+
+def _end_with_parent() -> None:
+    """A process that was killed cannot end its workers, and they would wait for it for ever, with all their memory."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _work(task: Task, given: list | None) -> list[Batch]:
