@@ -35,6 +35,7 @@ REACHED = {"fp32": 0.6, "fp16": 0.3, "cpu": 0.25}
 TOKENS = 16  # a caption, special tokens among them
 KEPT = 4  # sources whose pairs a process keeps, of the twelve splits in `experiments.pairs_of`
 PAIR = 64  # bytes a pair: its item's name and its owner
+LONG = 3_600  # seconds: a run that nobody waits for, so that it has to be said
 HEADROOM = 0.8  # of free memory: what is counted here is within a quarter of what autograd keeps (tests/test_costs.py)
 
 
@@ -73,12 +74,14 @@ class Forecast:
         needs: what each stage takes.
         warnings: one line for each need that would not fit, with its remedy.
         left_out: what could not be counted, and why.
+        made_for: the device (in `costs.DEVICES`) that the profile was made for; "": any computer.
     """
 
     machine: Machine
     needs: list[Need]
     warnings: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    made_for: str = ""
 
     @property
     def seconds(self) -> float:
@@ -97,8 +100,15 @@ class Forecast:
         rates = f"{_rate(self.machine.fp32)} in fp32 and {_rate(self.machine.fp16)} in half precision"
         lines.append(f"  (at {rates}, {TOKENS} tokens a caption; decoding and evaluation are not counted)")
         lines += [f"  not counted: {what}" for what in self.left_out]
-        lines += [f"  WOULD NOT FIT: {warning}" for warning in self.warnings] or ["  It fits."]
+        lines += [f"  WOULD NOT FIT: {warning}" for warning in self.warnings] or [f"  It fits{self._slowly}."]
         return "\n".join(lines)
+
+    @property
+    def _slowly(self) -> str:
+        """What has to be said where a machine has the memory for a run but not the speed that its profile counts on."""
+        if not self.made_for or self.seconds < LONG or self.machine.fp32 >= sheet_machine(self.made_for).fp32:
+            return ""
+        return f", but takes {duration(self.seconds)} here: the profile was made for a device like the {self.made_for}"
 
 
 def this_machine(device: str = "auto") -> Machine:
@@ -113,7 +123,7 @@ def this_machine(device: str = "auto") -> Machine:
         return Machine("this computer's CPU", rate, rate, None, ram, disk)
     name, free = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps what it gave back
-    known = next((sheet for key, sheet in DEVICES.items() if key in name), None)
+    known = next((sheet for key, sheet in DEVICES.items() if re.search(rf"\b{key}\b", name)), None)  # no T400
     rates = (REACHED["fp32"] * _measured(str(device)),) * 2 if known is None else _rates(known)
     return Machine(name, *rates, free, ram, disk)
 
@@ -147,7 +157,7 @@ def before_run(
     machine = machine or this_machine(p.device)
     extraction, unknown = _extraction(p, arms, machine, local)
     fusion, skipped = _fusion(p, arms, p.seeds if seeds is None else seeds, tuned, machine, local)
-    forecast = Forecast(machine, [*extraction, *fusion], left_out=[*unknown, *skipped])
+    forecast = Forecast(machine, [*extraction, *fusion], left_out=[*unknown, *skipped], made_for=p.made_for)
     return replace(forecast, warnings=list(_warnings(forecast, p)))
 
 

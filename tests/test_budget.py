@@ -72,6 +72,29 @@ def test_what_would_not_fit_is_said_with_its_remedy(machine, told):
     assert before_run(SMOKE, [ARM], machine=ROOMY).fits
 
 
+def test_what_fits_but_takes_for_ever_is_said():
+    p, arms = plan("retrieval", profile("colab"))
+    slow = Machine("laptop", 1e10, 1e10, None, 1e15, 1e15)
+    forecast = before_run(p, arms, machine=slow)
+    last = str(forecast).splitlines()[-1]
+    assert forecast.fits and f"but takes {budget.duration(forecast.seconds)} here" in last and "T4" in last and "days" in last
+    assert str(before_run(p, arms, machine=sheet_machine("T4", ram=12e9))).endswith("  It fits.")  # what it was made for
+    p, arms = plan("retrieval", profile("lite"))  # made for any computer
+    assert str(before_run(p, arms, machine=slow)).endswith("  It fits.")
+    short = before_run(replace(profile("smoke"), made_for="T4"), [ARM], machine=slow)
+    assert short.seconds < budget.LONG and str(short).endswith("  It fits.")
+
+
+@pytest.mark.parametrize(("name", "known"), [("Tesla T4", True), ("NVIDIA T400 4GB", False), ("NVIDIA A100-SXM4-80GB", True)])
+def test_a_gpu_is_known_by_its_whole_name(monkeypatch, name, known):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4e9, 4e9))
+    for what in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, what, lambda device: 0)
+    monkeypatch.setattr(budget, "_measured", lambda device: 1.0)
+    assert (budget.this_machine("cuda").fp32 > 1) is known
+
+
 def test_half_precision_is_faster_where_it_is_used():
     machine = sheet_machine("T4", ram=12e9)
     arms = plan("retrieval", profile("colab"))[1]
