@@ -293,7 +293,11 @@ def profile(name: str = "lite", **overrides) -> Profile:
 def _fitting(key: str, value, usual):
     """A value of the kind that the profile has there: lists become tuples, whole numbers do for fractions."""
     if isinstance(usual, tuple) and isinstance(value, list | tuple):
-        return tuple(value)
+        if key.endswith("_encoders") and len(value) < 2:
+            raise FuseMixLiteError(f"profile value {key} = {value!r}: give two or more to compare, as {usual!r}")
+        if usual and not value:
+            raise FuseMixLiteError(f"profile value {key} = {value!r}: give one or more, as {usual!r}")
+        return tuple(_fitting(key, one, usual[0]) for one in value) if usual else tuple(value)
     kinds = {int: (int,), float: (int, float), str: (str,), bool: (bool,), tuple: ()}[type(usual)]
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
         raise FuseMixLiteError(f"profile value {key} = {value!r}: give a {type(usual).__name__}, as {usual!r}")

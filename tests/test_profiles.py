@@ -20,7 +20,19 @@ def test_overrides_take_what_json_and_notebooks_have():
     p = profile("lite", sizes=[10, 20], lr=1, image_encoders=["a/b", "c"])
     assert (p.sizes, p.lr, p.image_encoders) == ((10, 20), 1, ("a/b", "c"))
     assert hash(p)  # experiments keep pairs by their profile
-    for wrong in ({"sizes": 10}, {"batch_size": "10"}, {"image_text": 3}, {"batch_size": 2.5}, {"seeds": True}):
+    assert profile("lite", dropouts=[0, 0.5]).dropouts == (0, 0.5) and profile("lite", audio_sizes=[]).audio_sizes == ()
+    for wrong in ({"image_encoders": ["a/b"]}, {"text_encoders": []}, {"sizes": []}):
+        with pytest.raises(FuseMixLiteError, match=f"profile value {next(iter(wrong))} = .*: give (two|one) or more"):
+            profile("lite", **wrong)
+    for wrong in (
+        {"sizes": ["10"]},
+        {"image_encoders": ["a", 3]},
+        {"sizes": 10},
+        {"batch_size": "10"},
+        {"image_text": 3},
+        {"batch_size": 2.5},
+        {"seeds": True},
+    ):
         with pytest.raises(FuseMixLiteError, match=f"profile value {next(iter(wrong))} = .*: give a"):
             profile("lite", **wrong)
 
