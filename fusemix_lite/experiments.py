@@ -319,9 +319,13 @@ def _run_all(name: str, jobs: list[tuple], runs: Runs, workers: int, what: str) 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(jobs), desc=f"{name}: {what}") as bar:
         bar.update(len(jobs) - len(missing))
-        for future in as_completed([pool.submit(_job, *job) for job in missing]):
-            runs.add(*future.result())
-            bar.update()
+        try:
+            for future in as_completed([pool.submit(_job, *job) for job in missing]):
+                runs.add(*future.result())
+                bar.update()
+        except BaseException:  # else the pool makes all other runs first, for days perhaps, and nobody keeps them
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _grid(p: Profile, arm: dict) -> tuple[tuple[float, ...], tuple[int, ...]]:

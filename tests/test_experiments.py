@@ -1,5 +1,7 @@
 """What an arm learns from and is judged on."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -198,3 +200,23 @@ def test_public_data_are_extracted_as_the_profile_says(public, monkeypatch):
     half = replace(public, precision="bf16")
     pairs_of(half, "val", source_of({}, half, "val"))
     assert [how["precision"] for how in asked] == ["bf16", "bf16"] and asked[0]["device"] == "cpu"
+
+
+def test_a_run_that_fails_ends_the_sweep(tmp_path, monkeypatch):
+    """Runs that have not begun are not made, since nobody would keep what they give."""
+    made = []
+
+    def job(name, number):
+        if number == 1:
+            raise FuseMixLiteError("no memory")
+        time.sleep(0.02)
+        made.append(number)
+        return str(number), {}
+
+    monkeypatch.setattr(experiments, "_job", job)
+    monkeypatch.setattr(experiments, "_key", str)
+    monkeypatch.setattr(experiments, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    runs = experiments.Runs(tmp_path / "runs.jsonl")
+    with pytest.raises(FuseMixLiteError, match="no memory"):
+        experiments._run_all("toy", [(number,) for number in range(50)], runs, 1, "seeds")
+    assert runs.done == {"0": {}} and len(made) < 10
