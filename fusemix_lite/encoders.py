@@ -369,6 +369,7 @@ def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
     if getattr(model.config, "add_adapter", False):
         raise FuseMixLiteError("a speech model with an adapter behind its encoder is not read")
     if source.modality == "text":
+        processor.padding_side = "right"  # on the left it would move the positions of a shorter caption, and its first token
         longest = getattr(model.config, "max_position_embeddings", processor.model_max_length)
         padding = getattr(getattr(getattr(model, "embeddings", None), "position_embeddings", None), "padding_idx", None)
         longest -= 0 if padding is None else padding + 1  # RoBERTa and its like count positions from behind that of padding

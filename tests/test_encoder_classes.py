@@ -473,6 +473,15 @@ def test_pickled_weights_beside_safetensors_are_not_taken(library, first, tmp_pa
 # --- length -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+def test_a_tokenizer_that_pads_on_the_left_moves_no_caption(tmp_path, pooling):
+    tiny.save(tmp_path, "bert, spread", pooling=pooling)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told | {"padding_side": "left"}))
+    encoder = load_encoder(tmp_path)
+    torch.testing.assert_close(encoder.encode(tiny.CAPTIONS), encoder.encode(tiny.CAPTIONS, 1), rtol=0, atol=1e-5)
+
+
 def test_a_caption_longer_than_robertas_positions_is_cut(tmp_path):
     """Its positions are counted from behind that of padding, so that two of them are none; its tokenizer may know no end."""
     tiny.save(tmp_path, "bert")
