@@ -100,6 +100,7 @@ def resolve_encoder(name: str | Path, revision: str | None = None, clean: bool =
         entry = ENCODERS.get(asked.key)
         note = f" ({entry.note})" if commit and entry and entry.note else ""
         raise FuseMixLiteError(f"{folder} holds no encoder: it needs {config.name} and model.safetensors{note}")
+    _check_index(folder, {file.name for file in weights})
     settings = _settings(asked if known else asked._replace(base=""), folder, library)
     found = commit or _sha256((config, *weights))
     where = asked.base if known else folder.name
@@ -118,6 +119,17 @@ def resolve_encoder(name: str | Path, revision: str | None = None, clean: bool =
         name=(asked if known else asked._replace(base=str(folder))).told(),
         **settings,
     )
+
+
+def _check_index(folder: Path, there: set[str]) -> None:
+    """Raise unless the files that an index of weights names lie in the folder itself: others are no part of the revision."""
+    index = folder / "model.safetensors.index.json"
+    named = _read_json(index).get("weight_map") or {}
+    if not isinstance(named, dict):
+        raise FuseMixLiteError(f"{index} names no files of weights: fetch the folder again")
+    missing = sorted(set(map(str, named.values())) - there)
+    if missing:
+        raise FuseMixLiteError(f"{folder} lacks {missing[0]}, which {index.name} names: fetch the folder again")
 
 
 def split_layer(name: str | Path) -> tuple[str, int | tuple[int, ...] | None]:

@@ -422,6 +422,27 @@ def test_a_registered_encoder_is_fetched_at_its_pinned_commit(hub, monkeypatch):
         load_encoder(name)
 
 
+def test_weights_in_several_files_lie_in_the_folder(tmp_path):
+    """The revision is of the folder's own files: an index that names others, or one that is missing, is refused."""
+    folder = tiny.save(tmp_path / "split", "bert", half=False)
+    expected = load_encoder(folder).encode(tiny.CAPTIONS)
+    model = hf.BertModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20kB")
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 1
+    torch.testing.assert_close(load_encoder(folder).encode(tiny.CAPTIONS), expected, rtol=0, atol=0)
+    files[-1].rename(tmp_path / "elsewhere.safetensors")
+    index = folder / "model.safetensors.index.json"
+    for name in (files[-1].name, "../elsewhere.safetensors"):
+        index.write_text(index.read_text("utf-8").replace(files[-1].name, name))
+        with pytest.raises(FuseMixLiteError, match=f"lacks {re.escape(name)}, which {index.name} names: fetch"):
+            resolve_encoder(folder)
+    index.write_text('{"weight_map": ["model.safetensors"]}')
+    with pytest.raises(FuseMixLiteError, match="names no files of weights"):
+        resolve_encoder(folder)
+
+
 def test_models_of_other_libraries_are_fetched_from_the_hub(hub):
     pytest.importorskip("open_clip")
     folder, asked = hub
