@@ -19,6 +19,7 @@ from .errors import FuseMixLiteError
 
 ARRAY_RATE = 16_000  # samples a second of audio that comes as an array without a rate
 MAX_CHANNELS = 8  # of a (C, T) or (T, C) array: surround sound; more "channels" than that are samples
+MAX_ASPECT = 200  # the longer side of a picture over the shorter one
 MAX_SAMPLES = 1 << 28  # of a sound, of all its channels, at its own rate and at 48 kHz: 93 minutes, or 1 GB as float32
 WORDS = 50  # that `clean_caption` keeps
 
@@ -53,6 +54,7 @@ def as_image(item: Any) -> Image.Image:
     """
     try:
         image = Image.open(_source(item), formats=_formats()) if isinstance(item, str | Path | bytes) else item
+        _check_shape(image, item)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # "I;16", or "I" from a 16-bit file
             values = np.asarray(image).astype(np.float32)
@@ -65,8 +67,18 @@ def as_image(item: Any) -> Image.Image:
     except Image.DecompressionBombError as error:
         remedy = "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS"
         raise FuseMixLiteError(f"{_name(item)} is too large a picture ({first_line(error)}): {remedy}") from error
+    except FuseMixLiteError:
+        raise
     except Exception as error:  # Pillow raises many kinds for broken files
         raise FuseMixLiteError(f"{_name(item)} is no readable image: {first_line(error)}") from error
+
+
+def _check_shape(image: Image.Image, item: Any) -> None:
+    """Raise for a picture that is hardly more than a line: a processor makes its shorter side 256 pixels, and so fills the
+    memory with the longer one."""
+    width, height = image.size
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise FuseMixLiteError(f"{_name(item)} is {width} x {height} pixels, too narrow for an encoder: crop it")
 
 
 @cache

@@ -87,6 +87,14 @@ def test_half_a_character_is_no_caption():
         decode("a dog \ud83d", "text")
 
 
+@pytest.mark.parametrize("size", [(1, 201), (402, 2)])
+def test_a_picture_that_is_a_line_is_refused(size):
+    """Its shorter side made 256 pixels, 1 x 65,000 would take 13 GB."""
+    with pytest.raises(FuseMixLiteError, match=f"is {size[0]} x {size[1]} pixels, too narrow for an encoder: crop it"):
+        decode(as_file(Image.new("RGB", size).save, format="PNG"), "image")
+    assert decode(Image.new("RGB", (1, 200)), "image").size == (1, 200)
+
+
 def test_a_picture_starts_no_program(monkeypatch):
     """PostScript is a program, which Pillow would have Ghostscript run, under whatever name the file comes."""
     started = []
