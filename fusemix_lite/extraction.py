@@ -191,7 +191,7 @@ class _Pass:
         manifest = self.out / "manifest.json"
         try:
             if manifest.exists() and not (append and LatentStore.open(self.out).origin != self.origin):
-                self.store = open_same(self.out, self.origin)
+                self.store = open_same(self.out, self.origin, may_append=True)
         except FuseMixLiteError:
             if manifest.exists():
                 raise  # else the first process has just begun to append

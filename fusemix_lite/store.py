@@ -327,7 +327,9 @@ class LatentWriter:
             left_out = {entry["index"] for entry in metadata["quarantine"]}
             indices = shards[number] if number < len(shards) else range(0)
             held = indices[: len(array) + len(left_out)]
-            if metadata["item_ids"] != [item_ids[index] for index in held if index not in left_out]:
+            kept = [item_ids[index] for index in held if index not in left_out]
+            gone = [(entry["index"], entry["item_id"]) for entry in metadata["quarantine"]]
+            if metadata["item_ids"] != kept or gone != [(index, item_ids[index]) for index in held if index in left_out]:
                 grown = f"{self.origin.dataset_id} does not begin with the items of"
                 raise FuseMixLiteError(f"{grown} {_origin(metadata).dataset_id}, which {self.path} holds: choose a new folder")
             if len(held) == len(indices):
@@ -384,11 +386,16 @@ class LatentWriter:
         return LatentStore.open(self.path)
 
 
-def open_same(path: Path, origin: LatentOrigin) -> LatentStore:
-    """The complete store of a folder. Raises FuseMixLiteError unless its latents are of this origin."""
+def open_same(path: Path, origin: LatentOrigin, may_append: bool = False) -> LatentStore:
+    """The complete store of a folder. Raises FuseMixLiteError unless its latents are of this origin; `may_append`: to whoever
+    has a smaller version of the data set there, appending is named as a remedy."""
     store = LatentStore.open(path)
     if store.origin != origin:
-        raise FuseMixLiteError(f"{path} holds {store.origin}, not {origin}: choose another folder, or delete this one")
+        own = store.origin
+        alike = replace(own, dataset_id=origin.dataset_id, items=origin.items) == origin
+        grown = may_append and alike and own.items < origin.items
+        append = ", or append (append=True, --append) if the data have only grown at their end" if grown else ""
+        raise FuseMixLiteError(f"{path} holds {store.origin}, not {origin}: choose another folder, or delete this one{append}")
     return store
 
 

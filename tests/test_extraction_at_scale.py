@@ -346,7 +346,7 @@ def grown(tmp_path, encoders):
 def test_a_grown_dataset_is_appended(encoders, grown):
     small, whole = grown
     more = Grown(18)
-    with pytest.raises(FuseMixLiteError, match="holds 20 items of captions/10 .* not 36 items of captions/18"):
+    with pytest.raises(FuseMixLiteError, match="holds 20 items of captions/10 .* not 36 items of captions/18 .*append=True"):
         extract(more, encoders["text"], small, batch_size=3, progress=False)
     extract(more, encoders["text"], small, batch_size=3, progress=False, append=True).verify()
     assert contents(small) == whole
@@ -376,7 +376,12 @@ def test_what_is_no_continuation_is_refused_and_left_alone(encoders, grown):
             ids, values = super().fields(modality)
             return ["new", *ids[1:]], values
 
-    for data in (Other(18), Grown(7)):
+    class OtherLeftOut(Grown):  # what was left out (the fourth row) is another item now, which must not be lost
+        def fields(self, modality):
+            ids, values = super().fields(modality)
+            return [*ids[:3], "new", *ids[4:]], values
+
+    for data in (Other(18), OtherLeftOut(18), Grown(7)):
         with pytest.raises(FuseMixLiteError, match="does not begin with the items of captions/10"):
             extract(data, encoders["text"], small, batch_size=3, progress=False, append=True)
     with pytest.raises(FuseMixLiteError, match="does not hold 36 items of captions/18 by text@1"):
