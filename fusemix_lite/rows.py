@@ -112,8 +112,11 @@ class StoredRows:
             return self._index[index]
         if isinstance(index, slice):
             return np.arange(*index.indices(len(self)))
-        index = np.asarray(index)
-        return index.nonzero()[0] if index.dtype == bool else index
+        index = np.asarray(index, np.int64 if len(index) == 0 else None)
+        index = index.nonzero()[0] if index.dtype == bool else index
+        if index.size and not -len(self) <= index.min() <= index.max() < len(self):
+            raise IndexError(f"rows {index.min()} to {index.max()} of {len(self)}")
+        return np.where(index < 0, index + len(self), index)  # the file is read by offset: it knows no "from the end"
 
     def _read(self, rows: np.ndarray) -> Tensor:
         parts = [torch.from_numpy(gather(array, rows)).to(self.device).float() for array in self._arrays]

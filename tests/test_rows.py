@@ -31,6 +31,16 @@ def both(stored):
     return [LatentPairs.from_stores(*stored, names=("image", "text"), in_memory=in_memory) for in_memory in (True, False)]
 
 
+def test_rows_are_counted_from_the_end_as_in_a_tensor(both):
+    in_memory, on_disk = both
+    for index in ([-1], [-20, 3, -2, 19], [0, -1]):
+        assert torch.equal(on_disk.x[index].tensor(), in_memory.x[index])
+    for index in ([20], [-21], [0, 99]):
+        with pytest.raises(IndexError, match="of 20"):
+            on_disk.x[index]
+    assert len(on_disk.x[[]]) == 0
+
+
 def same(in_memory, on_disk):
     assert isinstance(on_disk.x, StoredRows) and isinstance(on_disk.y, StoredRows)
     assert torch.equal(on_disk.x.tensor(), in_memory.x) and torch.equal(on_disk.y.tensor(), in_memory.y)
