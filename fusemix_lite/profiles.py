@@ -21,7 +21,7 @@ class Profile:
     """Everything that a chapter or an experiment may want to know about its scale."""
 
     name: str
-    # frozen encoders: the first of a modality is the default one
+    # frozen encoders, two of a modality: the first is the default one, with the second it is compared
     image_encoders: tuple[str, ...]
     text_encoders: tuple[str, ...]
     audio_encoders: tuple[str, ...]
@@ -293,8 +293,8 @@ def profile(name: str = "lite", **overrides) -> Profile:
 def _fitting(key: str, value, usual):
     """A value of the kind that the profile has there: lists become tuples, whole numbers do for fractions."""
     if isinstance(usual, tuple) and isinstance(value, list | tuple):
-        if key.endswith("_encoders") and len(value) < 2:
-            raise FuseMixLiteError(f"profile value {key} = {value!r}: give two or more to compare, as {usual!r}")
+        if key.endswith("_encoders") and len(value) != 2:
+            raise FuseMixLiteError(f"profile value {key} = {value!r}: give two, the usual one and another, as {usual!r}")
         if usual and not value:
             raise FuseMixLiteError(f"profile value {key} = {value!r}: give one or more, as {usual!r}")
         return tuple(_fitting(key, one, usual[0]) for one in value) if usual else tuple(value)

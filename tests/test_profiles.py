@@ -21,8 +21,8 @@ def test_overrides_take_what_json_and_notebooks_have():
     assert (p.sizes, p.lr, p.image_encoders) == ((10, 20), 1, ("a/b", "c"))
     assert hash(p)  # experiments keep pairs by their profile
     assert profile("lite", dropouts=[0, 0.5]).dropouts == (0, 0.5) and profile("lite", audio_sizes=[]).audio_sizes == ()
-    for wrong in ({"image_encoders": ["a/b"]}, {"text_encoders": []}, {"sizes": []}):
-        with pytest.raises(FuseMixLiteError, match=f"profile value {next(iter(wrong))} = .*: give (two|one) or more"):
+    for wrong in ({"image_encoders": ["a/b"]}, {"text_encoders": []}, {"audio_encoders": ["a", "b", "c"]}, {"sizes": []}):
+        with pytest.raises(FuseMixLiteError, match=f"profile value {next(iter(wrong))} = .*: give (two, |one or more)"):
             profile("lite", **wrong)
     for wrong in (
         {"sizes": ["10"]},
