@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import platform
+import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -495,4 +496,7 @@ def _override(text: str) -> tuple[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FuseMixLiteError as error:
+        sys.exit(f"error: {error}")

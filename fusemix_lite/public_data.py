@@ -51,7 +51,8 @@ def data_folder(name: str) -> Path:
     own = os.environ.get("FUSEMIX_LITE_DATA")
     if not own:
         raise FuseMixLiteError(
-            f"no folder for {name}: name it, or set FUSEMIX_LITE_DATA to the folder of your data sets, in which {name}/ lies"
+            f"no folder for {name}: name it, or set FUSEMIX_LITE_DATA to the folder of your data sets, in which {name}/ lies "
+            f"or will lie (`fusemix-lite data {name} FOLDER` fetches it, or says what to do by hand)"
         )
     return Path(own).expanduser() / name
 

@@ -1,5 +1,7 @@
 """What an arm learns from and is judged on."""
 
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -169,7 +171,8 @@ def test_runs_on_other_data_are_other_runs(public):
 
 def test_public_data_that_are_missing_are_named(monkeypatch, tmp_path):
     monkeypatch.delenv("FUSEMIX_LITE_DATA", raising=False)
-    assert "FUSEMIX_LITE_DATA" in experiments.lacks("retrieval", profile("colab"))
+    told = experiments.lacks("retrieval", profile("colab"))
+    assert "FUSEMIX_LITE_DATA" in told and "fusemix-lite data flickr30k FOLDER" in told
     monkeypatch.setenv("FUSEMIX_LITE_DATA", str(tmp_path))
     assert "fusemix-lite data flickr30k" in experiments.lacks("retrieval", profile("colab"))
     assert experiments.lacks("quality", profile("colab")) is None  # stays in Sounding Scenes
@@ -220,3 +223,9 @@ def test_a_run_that_fails_ends_the_sweep(tmp_path, monkeypatch):
     with pytest.raises(FuseMixLiteError, match="no memory"):
         experiments._run_all("toy", [(number,) for number in range(50)], runs, 1, "seeds")
     assert runs.done == {"0": {}} and len(made) < 10
+
+
+def test_what_cannot_be_run_is_one_line():
+    call = [sys.executable, "-m", "fusemix_lite.experiments", "retrieval", "--profile", "huge", "--estimate"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: unknown profile 'huge'; there are lite, smoke, colab, paper\n"
