@@ -20,6 +20,7 @@ import torch
 from .arms import plan
 from .costs import DEVICES, Cost, extraction_cost, fusion_cost, measured_rate, transformer_flops, vit_flops
 from .device import pick_device
+from .disk import read_json
 from .encoders import LITE_ENCODERS, split_layer
 from .errors import FuseMixLiteError
 from .losses import DENSE_BYTES, TILE
@@ -354,12 +355,15 @@ def _known_items(name: str, split: str) -> int | None:
 
 
 def _in_cache(split: str, source, encoder: str, side: str, p: Profile) -> bool:
-    """Whether the latents are there, by the name of their folder (`extraction.cached_latents`): nothing is loaded for it."""
+    """Whether the latents are there, by the name of their folder (`extraction.cached_latents`) and their precision: nothing is
+    loaded for it."""
     from .datasets import SoundingScenes
     from .experiments import lacks_public, open_public
     from .extraction import cache_dir
 
+    precision = p.precision
     if source.data in ("image-text", "audio-text"):
+        precision = "fp32"
         size = {"train": p.train_items, "val": p.val_items, "test": p.test_items}[split]
         told = (source.captions, source.noise, source.wording) if side == "y" else (5, 0.0, "natural")
         identity = SoundingScenes(source.data, split, size, told[0], told[1], source.skew, wording=told[2]).id
@@ -369,7 +373,8 @@ def _in_cache(split: str, source, encoder: str, side: str, p: Profile) -> bool:
         return False
     name = Path(encoder).name if Path(encoder).is_dir() else encoder
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{identity}--{name}")[:100]
-    return any(cache_dir().glob(f"{readable}--*/manifest.json"))
+    found = (read_json(file, "delete its folder") for file in cache_dir().glob(f"{readable}--*/manifest.json"))
+    return any(manifest.get("precision", "fp32") == precision for manifest in found)
 
 
 # --- fusion ---------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What is said before a run, against what `costs` counts and what machines have."""
 
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -47,6 +48,17 @@ def test_latents_that_are_there_are_not_counted_again():
         cached_latents(SoundingScenes("image-text", split, n), "lite-text-a", progress=False)
     extraction = before_run(SMOKE, [ARM], machine=ROOMY).needs[0]
     assert extraction.what.startswith("300 pictures to encode")
+
+
+def test_latents_of_another_precision_do_not_count_as_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "open_public", lambda name, split: SimpleNamespace(id="toy-1"))
+    manifest = tmp_path / "cache" / "toy-1--BAAI_bge-small-en-v1.5--0123" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    source = experiments.Source("toy", "lite-image-a", "BAAI/bge-small-en-v1.5", 0, "natural")
+    for made, precision, there in (({}, "fp32", True), ({}, "fp16", False), ({"precision": "fp16"}, "fp16", True)):
+        manifest.write_text(json.dumps(made))
+        found = budget._in_cache("train", source, "BAAI/bge-small-en-v1.5", "y", profile("colab", precision=precision))
+        assert found is there, (made, precision)
 
 
 def test_a_grid_of_more_than_one_point_is_run_too():
