@@ -75,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
                 say.note(str(message)) if category is UserWarning else plain(message, category, *where)
             )
             if getattr(args, "device", "auto") != "auto":
-                _check_device(args.device)
+                from .device import pick_device
+
+                pick_device(args.device)
             args.run(args, say)
         sys.stdout.flush()
     except FuseMixLiteError as error:
@@ -373,16 +375,6 @@ def _latents(args):
     if not (args.x and args.y):
         raise FuseMixLiteError("no latents: give a folder that extract wrote, or --x FILE:KEY and --y FILE:KEY")
     return open_arrays(args.x, args.y, args.owner, args.split, args.names)
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # unknown, not there, or a build without it
-        reason = str(error).splitlines()[0]
-        raise FuseMixLiteError(f"--device {name} cannot be used ({reason}): try cpu, or auto") from error
 
 
 def _fractions(text: str) -> dict[str, float]:

@@ -2,9 +2,18 @@
 
 import torch
 
+from .errors import FuseMixLiteError
+
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """The device that is named; of "auto" CUDA where there is one, else the CPU."""
+    """The device that is named; of "auto" CUDA where there is one, else the CPU.
+
+    Raises FuseMixLiteError for a device that is unknown or not there.
+    """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(1, device=device).device
+    except (RuntimeError, AssertionError) as error:  # unknown, not there, or a build without it
+        reason = str(error).splitlines()[0]
+        raise FuseMixLiteError(f"device {device} cannot be used ({reason}): try cpu, or auto") from error

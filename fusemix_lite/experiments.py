@@ -462,15 +462,16 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], help="which record to make")
     parser.add_argument("--profile", default="lite", help="the scale (default: lite)")
     parser.add_argument("--workers", type=int, help="processes of one thread each (default: the profile's)")
-    parser.add_argument("--seeds", type=int, help="seeds a cell (default: the profile's)")
+    parser.add_argument("--seeds", type=int, help="seeds a cell (default: the profile's); needs --out")
     other = "another value of the profile, as --set 'sizes=[100, 200]'; needs --out"
     parser.add_argument("--set", action="append", default=[], metavar="VALUE=JSON", dest="overrides", help=other)
     parser.add_argument("--out", type=Path, help="where the records go (default: the book's)")
     parser.add_argument("--latents", type=Path, help="folder of real latents (default: FUSEMIX_LITE_REAL)")
     parser.add_argument("--estimate", action="store_true", help="say what it would take, and run nothing")
     args = parser.parse_args()
-    if args.overrides and not (args.out or args.estimate):
-        parser.error("--set needs --out: the book's records are those of the profiles as they are")
+    if (args.overrides or args.seeds) and not (args.out or args.estimate):
+        option = "--set" if args.overrides else "--seeds"
+        parser.error(f"{option} needs --out: the book's records are those of the profiles as they are")
     p = profile(args.profile, **{"seeds": args.seeds, "workers": args.workers} | dict(map(_override, args.overrides)))
     use_latents(args.latents)
     for name in EXPERIMENTS if "all" in args.names else args.names:

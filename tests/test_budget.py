@@ -99,12 +99,13 @@ def test_what_fits_but_takes_for_ever_is_said():
 
 @pytest.mark.parametrize(("name", "known"), [("Tesla T4", True), ("NVIDIA T400 4GB", False), ("NVIDIA A100-SXM4-80GB", True)])
 def test_a_gpu_is_known_by_its_whole_name(monkeypatch, name, known):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4e9, 4e9))
     for what in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, what, lambda device: 0)
     monkeypatch.setattr(budget, "_measured", lambda device: 1.0)
-    assert (budget.this_machine("cuda").fp32 > 1) is known
+    assert (budget.this_machine().fp32 > 1) is known
 
 
 def test_half_precision_is_faster_where_it_is_used():
@@ -242,8 +243,9 @@ def test_the_estimate_alone_runs_nothing(capsys, monkeypatch):
     assert "retrieval, profile colab" in (told := capsys.readouterr().out) and "310,140 captions" in told
 
 
-def test_records_of_the_book_are_those_of_the_profiles(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["experiments", "retrieval", "--set", "batch_size=512"])
+@pytest.mark.parametrize(("option", "value"), [("--set", "batch_size=512"), ("--seeds", "2")])
+def test_records_of_the_book_are_those_of_the_profiles(option, value, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["experiments", "retrieval", option, value])
     with pytest.raises(SystemExit):
         experiments.main()
-    assert "--set needs --out" in capsys.readouterr().err
+    assert f"{option} needs --out" in capsys.readouterr().err

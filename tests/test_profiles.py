@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from fusemix_lite import FuseMixLiteError, profile
 from fusemix_lite.arms import EXPERIMENTS, plan
+from fusemix_lite.device import pick_device
 from fusemix_lite.mixing import SCHEMES
 from fusemix_lite.profiles import SCENES
 from fusemix_lite.real import REAL
@@ -127,3 +129,9 @@ def test_no_code_asks_which_profile_it_is_on():
     asks = re.compile(r"""(profile|p)(\.name)? *(==|!=|in) *\(?["'](lite|smoke|colab|paper)""")
     for file in PACKAGE.glob("*.py"):
         assert not asks.search(file.read_text()), file.name
+
+
+def test_a_device_that_is_not_there_is_said_in_one_line():
+    assert pick_device("auto").type in ("cpu", "cuda") and pick_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(FuseMixLiteError, match="device gpu cannot be used .* try cpu, or auto"):
+        pick_device("gpu")

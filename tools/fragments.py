@@ -14,7 +14,7 @@ import yaml
 from .notebooks import ROOT, chapters, project, read
 from .students import ARCHIVE
 
-#: What a reader meets, of the 160 packages in constraints.txt.
+#: What a reader meets, of the packages in constraints.txt.
 _SHOWN = {
     "the module": ["torch", "torchvision", "transformers", "numpy", "scipy", "scikit-learn", "pillow", "soundfile"],
     "figures": ["matplotlib"],
