@@ -368,6 +368,8 @@ class LatentWriter:
             item_ids = item_ids + metadata["item_ids"] if rows <= IDS_IN_MANIFEST else []
             quarantine += metadata["quarantine"]
         if not rows:
+            for number in range(count):  # they hold nothing, and would bar the folder to the data set once it is mended
+                (self.path / _shard_name(number)).unlink()
             why = f", first of all {quarantine[0]['item_id']}: {quarantine[0]['reason']}" if quarantine else ""
             raise FuseMixLiteError(f"{self.path}: no latent to store{why}")
         manifest = {

@@ -176,6 +176,8 @@ def test_datasets_without_items_are_refused(tmp_path, text_folder):
             extract(Lists("odd", text=fields), text_folder, tmp_path / "out", progress=False)
     with pytest.raises(FuseMixLiteError, match="no latent to store, first of all a: "):
         extract(Lists("odd", text=(["a"], [""])), text_folder, tmp_path / "out", progress=False)
+    mended = extract(Lists("mended", text=(["a"], ["a bell"])), text_folder, tmp_path / "out", progress=False)
+    assert mended.item_ids == ["a"]  # nothing of the failed pass bars the folder
 
 
 def test_progress_shows_a_rate(tmp_path, text_folder, capsys):
