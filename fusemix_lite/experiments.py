@@ -225,13 +225,15 @@ def seed_of(arm: dict, seed: int) -> int:
 def of_training(seed: int, result, model, **more) -> dict:
     """What every run notes of its training: `result` as `fit` or `fit_end_to_end` returns it, `model` the `FusionModel`,
     and what else it took."""
+    from .training import best_mean
+
     return {
         "seed": seed,
         "seconds": round(result.seconds, 1),
         **more,
         "best_step": result.best_step,
         "temperature": round(model.temperature.item(), 4),
-        "val_mean": round(max(entry.get("val_mean", 0.0) for entry in result.history), 4),
+        "val_mean": round(best_mean(result.history), 4),
     }
 
 

@@ -374,7 +374,7 @@ def fit_audio(train: LatentPairs, val: LatentPairs, scheme: str = "fusemix", **o
 
     train, val: audio-text pairs; their captions are scaled to norm 1. options: of `fit`.
     """
-    from .training import fit
+    from .training import best_mean, fit
 
     train, val = toward_text(train), toward_text(val)
     (audio, text), width = train.names, train.y.shape[1]
@@ -382,7 +382,7 @@ def fit_audio(train: LatentPairs, val: LatentPairs, scheme: str = "fusemix", **o
     result = fit(train, val, augment=scheme, depth=depth, shared_dim=width, **options)
     with torch.inference_mode():
         heard = result.model.embed(audio, train.x.to(next(result.model.parameters()).device)).cpu()
-    val_mean = max(entry.get("val_mean", 0.0) for entry in result.history)
+    val_mean = best_mean(result.history)
     return AudioAdapter(result.model.cpu(), cloud(heard), cloud(train.y), val_mean, result.best_step, result.seconds)
 
 

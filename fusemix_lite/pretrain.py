@@ -307,7 +307,7 @@ def train_adapters(name: str, out: Path, seed: int = 0, **overrides) -> Path:
     from safetensors.torch import load_file, save_file
 
     from .datasets import scene_pairs
-    from .training import fit
+    from .training import best_mean, fit
     from .workflow import HISTORY, PARTS, check_model_folder, encoder_identity, save_model
 
     folder = out / name
@@ -320,7 +320,7 @@ def train_adapters(name: str, out: Path, seed: int = 0, **overrides) -> Path:
     results = {p: fit(parts["train"], parts["val"], dropout=p, seed=seed, device="cpu", **options) for p in recipe["dropouts"]}
 
     def score(dropout: float) -> float:
-        return max(entry.get("val_mean", 0.0) for entry in results[dropout].history)
+        return best_mean(results[dropout].history)
 
     best = max(results, key=score)
     facts = {

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -146,6 +146,11 @@ def fit(
     if best_state is not None:
         model.load_state_dict(best_state)
     return FitResult(model.eval(), history, best_step, time.perf_counter() - started)
+
+
+def best_mean(history: Iterable[dict]) -> float:
+    """The best mean of validation recalls in the history of a run, in percent; 0 where nobody looked."""
+    return max(entry.get("val_mean", 0.0) for entry in history)
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:
