@@ -350,14 +350,14 @@ def step_paper(seed: int, smoke: bool) -> Case:
 
 @row(
     "sweep",
-    "16 lite runs of 40 steps: two processes of one thread, started for it, as every sweep here does",
+    "16 lite runs of 200 steps: two processes of one thread, started for it, as every sweep here does",
     "one after the other in a process with two threads",
     "the operations that fl.costs counts, on two cores",
     goal=0.6,
     unit="wall",
 )
 def sweep(seed: int, smoke: bool) -> Case:
-    items, B, steps, runs = (20, 8, 2, 4) if smoke else (2000, 256, 40, 16)
+    items, B, steps, runs = (20, 8, 2, 4) if smoke else (2000, 256, 200, 16)
     jobs = [(items, B, steps, seed + i) for i in range(runs)]
     operations = runs * _operations(5 * items, LITE, shared_dim=128, depth=1, batch_size=B, steps=steps)
     others = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
