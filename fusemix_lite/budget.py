@@ -280,12 +280,12 @@ def _weights(encoder) -> float:
 
 def _extraction(p: Profile, arms: Sequence[dict], machine: Machine, local: bool) -> tuple[list[Need], list[str]]:
     """One need for all latents, less those in the cache where `local`, and the encoders that nothing is known of."""
-    from .experiments import needed
+    from .experiments import is_public, needed
 
     flops = seconds = size = largest = 0.0
     counted: dict[str, int] = {}
     unknown, seen = [], set()
-    for split, source in dict.fromkeys(need for arm in arms for need in needed(p, arm)):
+    for split, source in needed(p, arms):
         if source.data in REAL:
             continue
         for side, names in (("x", source.x_encoder), ("y", source.y_encoder)):
@@ -303,7 +303,7 @@ def _extraction(p: Profile, arms: Sequence[dict], machine: Machine, local: bool)
                 items = rows_of(p, split, source, side, local)
                 cost = extraction_cost(items, facts.flops, facts.dim)
                 flops, size = flops + cost.total_flops, size + cost.total_bytes
-                half = p.precision != "fp32" and source.data not in ("image-text", "audio-text")
+                half = p.precision != "fp32" and is_public(source)
                 seconds += cost.total_flops / (machine.fp16 if half else machine.fp32)
                 largest = max(largest, 4 * facts.weights)
                 counted[modality] = counted.get(modality, 0) + items
@@ -318,7 +318,9 @@ def _extraction(p: Profile, arms: Sequence[dict], machine: Machine, local: bool)
 def rows_of(p: Profile, split: str, source, side: str, local: bool) -> int:
     """How many items (side "x") or captions ("y") a split has: of public data that are here (where `local`) as many as there
     are, and else by the profile and what is known of the data."""
-    public = source.data not in ("image-text", "audio-text")
+    from .experiments import is_public
+
+    public = is_public(source)
     here = _rows_here(source.data, split) if local and public else None
     if here:
         return here[side] if side == "x" or not source.captions else min(here["y"], here["x"] * source.captions)
@@ -358,11 +360,11 @@ def _in_cache(split: str, source, encoder: str, side: str, p: Profile) -> bool:
     """Whether the latents are there, by the name of their folder (`extraction.cached_latents`) and their precision: nothing is
     loaded for it."""
     from .datasets import SoundingScenes
-    from .experiments import lacks_public, open_public
-    from .extraction import cache_dir
+    from .experiments import is_public, lacks_public, open_public
+    from .extraction import cache_dir, cache_name
 
     precision = p.precision
-    if source.data in ("image-text", "audio-text"):
+    if not is_public(source):
         precision = "fp32"
         size = {"train": p.train_items, "val": p.val_items, "test": p.test_items}[split]
         told = (source.captions, source.noise, source.wording) if side == "y" else (5, 0.0, "natural")
@@ -372,8 +374,8 @@ def _in_cache(split: str, source, encoder: str, side: str, p: Profile) -> bool:
     else:
         return False
     name = Path(encoder).name if Path(encoder).is_dir() else encoder
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{identity}--{name}")[:100]
-    found = (read_json(file, "delete its folder") for file in cache_dir().glob(f"{readable}--*/manifest.json"))
+    manifests = cache_dir().glob(f"{cache_name(identity, name)}--*/manifest.json")
+    found = (read_json(file, "delete its folder") for file in manifests)
     return any(manifest.get("precision", "fp32") == precision for manifest in found)
 
 

@@ -17,6 +17,7 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import date
@@ -85,7 +86,7 @@ def _public_source(arm: dict, p: Profile, split: str, name: str) -> Source:
 @lru_cache(maxsize=12)
 def pairs_of(p: Profile, split: str, source: Source) -> LatentPairs:
     """The latent pairs of a split: from the cache, or real ones from their files."""
-    if _is_public(source):
+    if is_public(source):
         return _public_pairs(p, split, source)
     size = {"train": p.train_items, "val": p.val_items, "test": p.test_items}[split]
     if source.data in REAL:
@@ -95,7 +96,8 @@ def pairs_of(p: Profile, split: str, source: Source) -> LatentPairs:
     return scene_pairs(dataset, source.x_encoder, source.y_encoder, progress=False)
 
 
-def _is_public(source: Source) -> bool:
+def is_public(source: Source) -> bool:
+    """Whether pairs come from public data, not from Sounding Scenes or from real latents that are there already."""
     return source.data not in ("image-text", "audio-text", *REAL)
 
 
@@ -115,8 +117,8 @@ def extract_public(p: Profile, arms: list[dict]) -> None:
     from .extraction import cached_latents
 
     wanted: dict[tuple, dict] = {}  # data, split, side -> encoders, in order
-    for split, source in dict.fromkeys(need for arm in arms for need in needed(p, arm)):
-        if _is_public(source):
+    for split, source in needed(p, arms):
+        if is_public(source):
             for side, names in (("x", source.x_encoder), ("y", source.y_encoder)):
                 wanted.setdefault((source.data, split, side), {}).update(dict.fromkeys(names.split("+")))
     for (data, split, _), encoders in wanted.items():
@@ -184,7 +186,7 @@ def training_pairs(p: Profile, arm: dict, seed: int) -> LatentPairs:
 
 def _as_many(items: int, pairs: LatentPairs, source: Source) -> int:
     """So many items, or all, where public data have fewer than the profile counts on, as addresses die."""
-    return min(items, pairs.n_items) if _is_public(source) else items
+    return min(items, pairs.n_items) if is_public(source) else items
 
 
 def _as_wanted(p: Profile, arm: dict, split: str, pairs: LatentPairs, seed: int) -> LatentPairs:
@@ -253,12 +255,17 @@ def _tests(p: Profile, arm: dict) -> dict[str, Source]:
     return {"": own} | others | {f"{name}_": own._replace(data=name) for name in sets_of(arm, p)["test"][1:]}
 
 
-def needed(p: Profile, arm: dict) -> list[tuple[str, Source]]:
+def _needed(p: Profile, arm: dict) -> list[tuple[str, Source]]:
     """All latent pairs that runs of an arm load."""
     train = source_of(arm, p, "train")
     trains = [train, train._replace(noise=0.0)] if "clean" in arm else [train]
     tests = _tests(p, arm).values()
     return [*(("train", s) for s in trains), ("val", source_of(arm, p, "val")), *(("test", s) for s in tests)]
+
+
+def needed(p: Profile, arms: Sequence[dict]) -> list[tuple[str, Source]]:
+    """All latent pairs that runs of some arms load, each once, as (split, source)."""
+    return list(dict.fromkeys(need for arm in arms for need in _needed(p, arm)))
 
 
 def choose(runs: dict[tuple[float, int], list[dict]]) -> dict:
@@ -344,8 +351,8 @@ def sweep(name: str, p: Profile, workers: int = 2) -> dict:
     runs = Runs(cache_dir() / "experiments" / f"{p.name}.jsonl")
     started = time.perf_counter()
     extract_public(p, arms)
-    for split, source in dict.fromkeys(need for arm in arms for need in needed(p, arm)):
-        if not _is_public(source):
+    for split, source in needed(p, arms):
+        if not is_public(source):
             pairs_of(p, split, source)  # latents first, so that no two workers extract the same ones
     pairs_of.cache_clear()
 

@@ -112,7 +112,7 @@ def cached_latents(
         key = [dataset.id, source.id, source.revision, source.preprocessing_hash]
         key += [] if precision == "fp32" else [precision]
         digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:16]
-        folders.append((name, cache_dir() / f"{folder_name(f'{dataset.id}--{source.id}')[:100]}--{digest}"))
+        folders.append((name, cache_dir() / f"{cache_name(dataset.id, source.id)}--{digest}"))
     stores = _extract(dataset, folders, _How(batch_size, device, progress, precision, workers))
     return stores if several else stores[0]
 
@@ -121,6 +121,11 @@ def cache_dir() -> Path:
     """Where extracted latents are kept: `FUSEMIX_LITE_CACHE` if set, else the user's cache folder."""
     own = os.environ.get("FUSEMIX_LITE_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusemix-lite"
+
+
+def cache_name(dataset_id: str, encoder_id: str) -> str:
+    """The readable part of the name of a folder in the cache; a digest of what the latents depend on follows it."""
+    return folder_name(f"{dataset_id}--{encoder_id}")[:100]
 
 
 def use_cache(folder: str | Path | None) -> None:
