@@ -1,6 +1,6 @@
 # Every command of this project. `make help` lists them; nothing but python3 (3.11 or newer) and make is needed to start.
 .DEFAULT_GOAL := help
-.PHONY: proof help setup book test lint students refresh address reproduce clean
+.PHONY: proof help setup book test torture lint students refresh address reproduce clean
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -12,6 +12,7 @@ TORCH    ?=#   proof: the torch that is there before the package comes, e.g. TOR
 REPO_URL ?=#   empty: the address in pyproject.toml
 KEEP     ?=#   KEEP=1: keep the executed chapters whose inputs have not changed
 CHAPTERS ?=#   refresh these only, e.g. CHAPTERS="book/03-fusemix.ipynb"
+TESTS    ?=#   torture: these only, e.g. TESTS="tests/test_store.py"
 WORKERS  ?= 2
 # Elsewhere than on Linux with a GPU one may want a CPU build: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -46,6 +47,9 @@ book: setup  ## execute the chapters into _build and build the pages; the work t
 test: setup lint  ## everything that CI checks; pytest comes last
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600 \
 	  -n $(WORKERS) --dist loadfile --durations 12 book tests
+
+torture: setup  ## the heavy proofs: kills, broken files, hostile input, counted (an hour or so)
+	$(BIN)/python -m tools.torture --workers $(WORKERS) $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .
