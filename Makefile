@@ -30,7 +30,7 @@ help:  ## this list
 
 setup: $(STAMP)  ## create .venv and install what was tested (once; the only step that needs a network)
 
-$(STAMP): constraints.txt
+$(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make setup: $(PYTHON) is missing or older than 3.11; name another one: make setup PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \

@@ -41,10 +41,11 @@ __all__ = ["FuseMixLiteError", "__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str):
+    if name not in _HOME and name not in _MODULES:
+        raise AttributeError(f"module 'fusemix_lite' has no attribute {name!r}")
+    import_module(".versions", __name__).warn_once()  # before the import that it may break
     if name in _MODULES:
         return import_module(f".{name}", __name__)
-    if name not in _HOME:
-        raise AttributeError(f"module 'fusemix_lite' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value
