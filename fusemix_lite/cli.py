@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import FuseMixLiteError
+from .versions import warn_once
 
 PROG = "fusemix-lite"
 
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
             warnings.showwarning = lambda message, category, *where: (
                 say.note(str(message)) if category is UserWarning else plain(message, category, *where)
             )
+            warn_once()
             if getattr(args, "device", "auto") != "auto":
                 from .device import pick_device
 
