@@ -1,6 +1,6 @@
 # Every command of this project. `make help` lists them; nothing but python3 (3.11 or newer) and make is needed to start.
 .DEFAULT_GOAL := help
-.PHONY: proof help setup book test torture lint students refresh address reproduce clean
+.PHONY: proof help setup book test torture oldest newest lint students refresh address reproduce clean
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -10,9 +10,9 @@ STAMP   := $(VENV)/.installed
 PROFILE  ?=#   smoke, lite, colab or paper; empty: what the chapters say (lite)
 TORCH    ?=#   proof: the torch that is there before the package comes, e.g. TORCH="torch==2.9.1 torchvision==0.24.1"
 REPO_URL ?=#   empty: the address in pyproject.toml
-KEEP     ?=#   KEEP=1: keep the executed chapters whose inputs have not changed
+KEEP     ?=#   KEEP=1: keep the executed chapters whose inputs have not changed (oldest, newest: the environment)
 CHAPTERS ?=#   refresh these only, e.g. CHAPTERS="book/03-fusemix.ipynb"
-TESTS    ?=#   torture: these only, e.g. TESTS="tests/test_store.py"
+TESTS    ?=#   torture, oldest, newest: these only, e.g. TESTS="tests/test_store.py"
 WORKERS  ?= 2
 # Elsewhere than on Linux with a GPU one may want a CPU build: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -65,6 +65,12 @@ address: setup  ## write another repository address into pyproject.toml and the 
 
 proof: setup  ## run every chapter from the wheel, in a fresh environment without the repository (minutes, network)
 	$(BIN)/python -m tools.proof $(if $(PROFILE),--profile $(PROFILE)) $(if $(TORCH),--torch $(TORCH))
+
+oldest: setup  ## the unit tests with the lowest versions that pyproject.toml allows (minutes, network, 8 GB)
+	$(BIN)/python -m tools.ranges $@ --workers $(WORKERS) $(if $(KEEP),--keep) $(TESTS)
+
+newest: setup  ## the same with the highest versions
+	$(BIN)/python -m tools.ranges $@ --workers $(WORKERS) $(if $(KEEP),--keep) $(TESTS)
 
 reproduce: setup  ## rebuild every committed record from nothing (about five hours on two cores)
 	$(BIN)/python -m fusemix_lite.experiments all

@@ -241,6 +241,39 @@ def curve(row: dict) -> str:
     return file.getvalue()
 
 
+def faults(parts: list[dict], record: dict, address: str) -> str:
+    """The tables of book/faults.yml: fault, what happens, the tests that prove it and how often they have tried."""
+    lines = []
+    for part in parts:
+        lines += [f"### {part['part']}", "", "| what goes wrong | what happens | proved by |", "|---|---|---|"]
+        for row in part["faults"]:
+            tests = [row["test"]] if isinstance(row["test"], str) else row["test"]
+            proofs = ", ".join(f"[{name}]({address}/blob/main/{name.partition('::')[0]})" for name in tests)
+            tried = [told for name in tests for told in [_tried(record.get("proofs", {}).get(name, {}))] if told]
+            cells = [row["fault"], row["happens"], proofs + (f": {', '.join(tried)}" if tried else "")]
+            lines.append(f"| {' | '.join(' '.join(cell.split()) for cell in cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def torture(record: dict) -> str:
+    """What the heavy proofs have tried in all, and on which machine."""
+    if not record:
+        return "The heavy proofs have not been run yet: `make torture` does.\n"
+    proofs = record["proofs"].values()
+    sums = {kind: sum(at.get(kind, 0) for at in proofs) for kind in ("faults", "inputs")}
+    failed = sum(not at["passed"] for at in proofs)
+    told = "{processor}, {cores} cores, {system}, Python {python}, torch {torch}".format(**record["machine"])
+    return (
+        f"**{sums['faults']:,} faults** were injected and **{sums['inputs']:,} inputs** tried by {len(proofs)} proofs, "
+        f"of which **{failed} failed** (`{record['command']}`; {told}).\n"
+    )
+
+
+def _tried(at: dict) -> str:
+    return " and ".join(f"{at[kind]:,} {kind}" for kind in ("faults", "inputs") if kind in at)
+
+
 def citation(address: str) -> str:
     """How to cite book and paper, from CITATION.cff."""
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -275,16 +308,21 @@ def citation(address: str) -> str:
 """
 
 
+def _record(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> None:
     """Write all fragments into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = ROOT / "book/results/speed.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
+    record, tortured = (_record(ROOT / f"book/results/{name}.json") for name in ("speed", "torture"))
     for name, row in record.items():
         if "curve" in row:
             (folder / f"{name}.svg").write_text(curve(row))
     fragments = {
         "speed": speed(record),
+        "faults": faults(yaml.safe_load((ROOT / "book/faults.yml").read_text()), tortured, address),
+        "torture": torture(tortured),
         "versions": versions(),
         "profiles": profiles(),
         "profile-source": profile_source(),

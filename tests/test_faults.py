@@ -1,0 +1,92 @@
+"""The page *What can go wrong*: every row names tests that there are, every heavy proof has a row, counts come from a run."""
+
+import ast
+import json
+
+import pytest
+import yaml
+
+from tools import fragments, torture
+from tools.notebooks import ROOT
+
+PARTS = yaml.safe_load((ROOT / "book/faults.yml").read_text())
+ROWS = [row for part in PARTS for row in part["faults"]]
+NAMED = {name for row in ROWS for name in ([row["test"]] if isinstance(row["test"], str) else row["test"])}
+
+
+def named_in(path) -> dict[str, bool]:
+    """Every test of a file: its id, and whether it is marked `torture`."""
+    found = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            marks = [ast.unparse(mark) for mark in node.decorator_list]
+            found[f"tests/{path.name}::{node.name}"] = any(mark.startswith("pytest.mark.torture") for mark in marks)
+    return found
+
+
+TESTS = {name: heavy for path in sorted((ROOT / "tests").glob("test_*.py")) for name, heavy in named_in(path).items()}
+HEAVY = {name for name, heavy in TESTS.items() if heavy}
+
+
+def test_rows_are_whole_and_their_tests_exist():
+    assert all(part["faults"] for part in PARTS), "a part without a row"
+    for row in ROWS:
+        assert set(row) == {"fault", "happens", "test"} and row["fault"].strip() and row["happens"].strip(), row
+        assert "|" not in row["fault"] + row["happens"], f"a bar would end the cell: {row['fault']}"
+    assert NAMED <= set(TESTS), f"no such test: {sorted(NAMED - set(TESTS))}"
+
+
+def test_every_heavy_proof_has_a_row():
+    assert HEAVY <= NAMED, f"a proof that no reader hears of: {sorted(HEAVY - NAMED)}"
+
+
+def test_the_record_is_of_the_proofs_that_there_are():
+    proofs = json.loads(torture.RECORD.read_text())["proofs"]
+    assert set(proofs) == HEAVY, f"make torture: {sorted(set(proofs) ^ HEAVY)}"
+    assert all(at["passed"] for at in proofs.values())
+    assert all(at.keys() & set(torture.KINDS) for at in proofs.values()), "a proof that does not count"
+    assert sum(at.get("inputs", 0) for at in proofs.values()) >= 10_000
+
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.test_x" name="test_a[1]"><properties><property name="inputs" value="7"/></properties></testcase>
+<testcase classname="tests.test_x" name="test_a[2]"><properties><property name="inputs" value="3"/></properties></testcase>
+<testcase classname="tests.test_x" name="test_b">
+<failure/><properties><property name="faults" value="5"/></properties></testcase>
+<testcase classname="tests.test_x" name="test_c"><skipped/></testcase>
+<testcase classname="tests.test_y" name="test_d"><error/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_counts_of_a_report(tmp_path):
+    found = torture.counted(REPORT)
+    assert found == {
+        "tests/test_x.py::test_a": {"passed": True, "inputs": 10},
+        "tests/test_x.py::test_b": {"passed": False, "faults": 5},
+        "tests/test_y.py::test_d": {"passed": False},
+    }
+    path = tmp_path / "record.json"
+    torture.keep(path, found, whole=True)
+    torture.keep(path, {"tests/test_x.py::test_b": {"passed": True, "faults": 6}}, whole=False)
+    kept = json.loads(path.read_text())
+    assert kept["proofs"]["tests/test_x.py::test_b"] == {"passed": True, "faults": 6} and len(kept["proofs"]) == 3
+    torture.keep(path, {}, whole=True)
+    assert json.loads(path.read_text())["proofs"] == {}
+
+
+@pytest.mark.parametrize("tests", ["tests/test_x.py::test_b", ["tests/test_x.py::test_a", "tests/test_x.py::test_b"]])
+def test_the_page_shows_rows_and_counts(tests):
+    parts = [{"part": "Disks", "faults": [{"fault": "full", "happens": "said\nso", "test": tests}]}]
+    record = {"command": "make torture", "proofs": torture.counted(REPORT), "machine": torture_machine()}
+    page = fragments.faults(parts, record, "https://address")
+    assert "### Disks" in page and "| full | said so |" in page and "5 faults" in page
+    assert "(https://address/blob/main/tests/test_x.py)" in page
+    assert ("10 inputs" in page) == (len(tests) == 2)
+    told = fragments.torture(record)
+    assert "**5 faults** were injected and **10 inputs** tried by 3 proofs, of which **2 failed**" in told
+    assert "not been run yet" in fragments.torture({})
+    assert "faults" not in fragments.faults(parts, {}, "x").split("proved by")[1]
+
+
+def torture_machine():
+    return {"processor": "P", "cores": 2, "system": "Linux", "python": "3.11", "torch": "2"}
