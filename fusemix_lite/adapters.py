@@ -1,17 +1,18 @@
 """Fusion adapters: the only trained part. Frozen latents in, a shared space out."""
 
-import json
 import re
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from .disk import as_json, write_aside
+from .disk import as_json, read_json, write_aside
 from .errors import FuseMixLiteError
+from .untrusted import load_fitting
 
 IDENTITY = "identity"
 TEMPERATURE, TEMPERATURE_RANGE = 0.07, (0.001, 0.5)
@@ -128,6 +129,7 @@ class FusionModel(
         standardize: bool = False,
     ):
         super().__init__()
+        _check_shape(in_dims, shared_dim, depth, expansion, dropout, standardize)
         self.config = {
             "in_dims": {name: int(dim) for name, dim in in_dims.items()},
             "shared_dim": shared_dim,
@@ -196,16 +198,50 @@ class FusionModel(
         for file in (CONFIG, WEIGHTS):
             if not (folder / file).is_file():
                 raise FuseMixLiteError(f"{folder}: {file} is missing; save the model again with save_pretrained")
+        config = read_json(folder / CONFIG, "save the model again with save_pretrained")
         try:
-            model = cls(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            depths = _check_shape(**config)
+        except (TypeError, FuseMixLiteError) as error:
             raise FuseMixLiteError(f"{folder / CONFIG} does not describe a FusionModel: {error}") from error
         try:
-            model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+            model = load_fitting(lambda: cls(**config), folder / WEIGHTS, sum(d for d in depths.values() if d != IDENTITY))
         except Exception as error:  # safetensors and torch each raise their own kinds
             reason = " ".join(str(error).split())[:200]
             raise FuseMixLiteError(f"{folder / WEIGHTS} is broken or does not fit {CONFIG}: {reason}") from error
+        if not model.temperature > 0 or not all(standardizer.std.gt(0).all() for standardizer in model.standardizers.values()):
+            raise FuseMixLiteError(f"{folder / WEIGHTS} holds a temperature or a deviation that is not above 0: fit again")
         return model.eval()
+
+
+def _check_shape(
+    in_dims: dict[str, int],
+    shared_dim: int = 512,
+    depth: int | str | dict[str, int | str] = 4,
+    expansion: int = 4,
+    dropout: float | dict[str, float] = 0.6,
+    standardize: bool = False,
+) -> dict[str, int | str]:
+    """The depth of each modality. Raises FuseMixLiteError for options of `FusionModel` of another kind, or out of range."""
+    if not isinstance(in_dims, dict) or not in_dims:
+        raise FuseMixLiteError(f"in_dims = {in_dims!r:.80}: give the latent dimension of each modality")
+    for name in in_dims:
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise FuseMixLiteError(f'a modality cannot be called {name!r:.80}: give a word without dots, such as "image"')
+    depths, dropouts = (_by_modality(option, in_dims) for option in (depth, dropout))
+    for what, number, least in (
+        *((f"the dimension of {name}", dim, 1) for name, dim in in_dims.items()),
+        *((f"the depth of {name}", number, 0) for name, number in depths.items() if number != IDENTITY),
+        ("shared_dim", shared_dim, 1),
+        ("expansion", expansion, 1),
+    ):
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
+            raise FuseMixLiteError(f"{what} = {number!r:.80}: give a whole number of {least} or more")
+    for name, share in dropouts.items():
+        if not isinstance(share, Real) or isinstance(share, bool) or not 0 <= share <= 1:
+            raise FuseMixLiteError(f"the dropout of {name} = {share!r:.80}: give a probability")
+    if not isinstance(standardize, bool):
+        raise FuseMixLiteError(f"standardize = {standardize!r:.80}: give True or False")
+    return depths
 
 
 def _by_modality(option, in_dims: dict[str, int]) -> dict:
@@ -213,5 +249,5 @@ def _by_modality(option, in_dims: dict[str, int]) -> dict:
     if not isinstance(option, dict):
         return dict.fromkeys(in_dims, option)
     if option.keys() != in_dims.keys():
-        raise FuseMixLiteError(f"{option} must name each modality once: {', '.join(in_dims)}")
+        raise FuseMixLiteError(f"{option!r:.200} must name each modality once: {', '.join(in_dims)}")
     return option

@@ -1,0 +1,105 @@
+"""Files that somebody else wrote, looked at before they are used: what they say of sizes is compared with what they hold, so
+that a line in a configuration can take neither memory nor time, and nothing is read that lies elsewhere.
+
+Reading safetensors and JSON runs no code. What is left to a stranger are the numbers in them.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import FuseMixLiteError
+
+HEADER = 100_000_000  # bytes that the header of a safetensors file has at most, as in the library itself
+WIDTHS = {  # bytes a number, of the dtypes that are read
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
+}
+
+
+class Held(NamedTuple):
+    """What a safetensors file says of an array that it holds."""
+
+    dtype: str  # as the format calls it: "F16"
+    shape: tuple[int, ...]
+
+
+def plain_size(file: Path) -> int:
+    """The size in bytes of a file. Raises ValueError for a folder, a device or a pipe, which might be read for ever."""
+    if not file.is_file():
+        raise ValueError("no plain file")
+    return file.stat().st_size
+
+
+def held_by(file: Path) -> dict[str, Held]:
+    """The arrays of a safetensors file by name, from its header: none of them is larger than the file.
+
+    Raises FuseMixLiteError for a file that is no safetensors, or whose header does not fit it.
+    """
+    try:
+        size = plain_size(file)
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > min(size - 8, HEADER):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(opened.read(length))
+        held, end = {}, 0
+        for name, at in header.items():
+            if name == "__metadata__":
+                continue
+            shape, (start, stop) = tuple(at["shape"]), at["data_offsets"]
+            if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop)):
+                raise ValueError(f"{name!r} has no shape")
+            if at["dtype"] not in WIDTHS or math.prod(shape) * WIDTHS[at["dtype"]] != stop - start:
+                raise ValueError(f"{name!r} is {at['dtype']!r:.20} {shape} in {stop - start} bytes")
+            held[name], end = Held(at["dtype"], shape), max(end, stop)
+        if 8 + length + end != size:
+            raise ValueError(f"{size} bytes, {8 + length + end} by its header")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FuseMixLiteError(f"{file} cannot be read as safetensors ({type(error).__name__}: {reason})") from error
+    return held
+
+
+def load_fitting(build: Callable[[], Any], file: Path, blocks: int = 0) -> Any:
+    """The module that `build` makes, with the weights of a file, which have to be its own: names, shapes, and all finite.
+
+    It is laid out without memory first and compared with what the file holds. `blocks`: how many parts it has that hold a
+    weight at least, since laying out a thousand millions of them would take memory, too.
+
+    Raises FuseMixLiteError where they do not fit each other.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    held = held_by(file)
+    if blocks > len(held):
+        raise FuseMixLiteError(f"{file} holds {len(held)} weights, too few for {blocks} blocks")
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    for name in sorted(held.keys() ^ wanted.keys()):
+        raise FuseMixLiteError(f"{file} {'holds' if name in held else 'lacks'} {name[:80]!r}, which does not fit")
+    for name, (dtype, shape) in held.items():
+        if shape != wanted[name] or not dtype.endswith(("F64", "F32", "F16")):
+            raise FuseMixLiteError(f"{file} holds {name} as {dtype} {shape}, which does not fit {wanted[name]}")
+    weights = load_file(file)
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise FuseMixLiteError(f"{file} holds values in {name} that are not finite")
+    module = build()
+    module.load_state_dict(weights, strict=True)
+    return module
+
+
+def entries(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a JSON content that is neither list nor object, with the key under which it stands."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from entries(value, name)
+    elif isinstance(content, list):
+        for value in content:
+            yield from entries(value, key)
+    else:
+        yield key, content
