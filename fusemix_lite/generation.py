@@ -193,7 +193,8 @@ def load_module(kind: type[nn.Module], source: str | Path) -> nn.Module:
         raise FuseMixLiteError(f"{source}: no such folder; make it with `python -m fusemix_lite.pretrain_generator`")
     config = read_json(folder / "config.json", "train it again with `python -m fusemix_lite.pretrain_generator`")
     try:
-        module = kind(**config)
+        with torch.random.fork_rng([]):  # weights are drawn and then replaced: no reason to move the caller's random state
+            module = kind(**config)
         module.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except FuseMixLiteError:
         raise

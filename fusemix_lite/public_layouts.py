@@ -98,8 +98,8 @@ def resolve(folders: Sequence[Path], names: Sequence[tuple[str, ...]], by_stem: 
     root = Path(os.path.commonpath(folders))
     found = {}
     for folder in reversed(folders):  # the first folder wins
-        with os.scandir(folder) as entries:
-            for entry in entries:
+        with os.scandir(folder) as entries:  # in any order: of two files with one stem, the first by name is taken
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
                 stem, suffix = os.path.splitext(entry.name)
                 if (suffix.lower() in SUFFIXES[media] or not suffix) and entry.is_file():
                     found[stem] = (folder / entry.name).relative_to(root).as_posix()

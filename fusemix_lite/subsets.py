@@ -182,11 +182,13 @@ def cluster_balanced(z, k: int, *, clusters: int = 50, seed: int = 0, centre: bo
         seed: of k-means and of the orders.
     """
     from sklearn.cluster import KMeans  # slow to import
+    from threadpoolctl import threadpool_limits  # which scikit-learn brings
 
     z = _directions(z, k, centre)
     if not 1 <= clusters <= len(z):
         raise FuseMixLiteError(f"cluster_balanced: {clusters} clusters of {len(z)} rows: give 1 to {len(z)}")
-    label = torch.from_numpy(KMeans(clusters, n_init=1, random_state=seed).fit_predict(z.numpy())).long()
+    with threadpool_limits(1):  # from three threads on, it adds up their sums in the order in which they get ready
+        label = torch.from_numpy(KMeans(clusters, n_init=1, random_state=seed).fit_predict(z.numpy())).long()
     order = torch.randperm(len(z), generator=Generator().manual_seed(seed))
     turn = torch.empty(len(z), dtype=torch.int64)  # how many of its cluster come before an item
     for cluster in label.unique():

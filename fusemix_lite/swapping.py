@@ -59,14 +59,15 @@ def swap_tower(
         value if isinstance(value, dict) else dict.fromkeys(model.in_dims, value)
         for value in (config["depth"], config["dropout"])
     )
-    whole = FusionModel(
-        train.dims,
-        config["shared_dim"],
-        {**depths, new: depth},
-        config["expansion"],
-        {**dropouts, new: options.get("dropout", 0.3)},
-        config["standardize"],
-    )
+    with torch.random.fork_rng([]):  # weights are drawn and then replaced: no reason to move the caller's random state
+        whole = FusionModel(
+            train.dims,
+            config["shared_dim"],
+            {**depths, new: depth},
+            config["expansion"],
+            {**dropouts, new: options.get("dropout", 0.3)},
+            config["standardize"],
+        )
     old, trained = model.state_dict(), result.model.state_dict()
     whole.load_state_dict({name: (old if f".{keep}." in name else trained)[name] for name in whole.state_dict()})
     result.model = whole.to(result.model.temperature.device).eval()
