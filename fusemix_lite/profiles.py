@@ -9,7 +9,9 @@ Any value can be another one: ``profile("colab", image_encoders=("my/encoder", "
 its parameter ``overrides``. What is on disk and what would fit is said before a run (`costs.before_run`).
 """
 
+import math
 from dataclasses import dataclass, fields, replace
+from typing import get_args, get_origin
 
 from .errors import FuseMixLiteError
 
@@ -268,7 +270,16 @@ _PROFILES = {
 }
 
 
-def profile(name: str = "lite", **overrides) -> Profile:
+#: Whole numbers that may be 0, and numbers that are shares; all others are above 0, whole ones 1 or more.
+_FROM_0 = ("depth", "seed", "train_pairs", "audio_batch_size", "audio_pairs", "image_layers", "text_layer")
+_SHARES = ("dropouts", "warmup")
+_CHOICES = {
+    "precision": ("fp32", "bf16", "fp16"),  # `encoders.PRECISIONS`
+    "scenes_as": ("", *_PROFILES),
+}
+
+
+def profile(name: str = "lite", /, **overrides) -> Profile:
     """The profile of that name with some values changed; an override of None leaves the profile's value.
 
     Args:
@@ -276,29 +287,42 @@ def profile(name: str = "lite", **overrides) -> Profile:
         overrides: any field of `Profile`. Lists do for tuples, as JSON and a notebook's parameters have them.
 
     Raises:
-        FuseMixLiteError: no such profile, no such value, or a value of another kind.
+        FuseMixLiteError: no such profile, no such value, or a value of another kind or out of range.
     """
-    if name not in _PROFILES:
-        raise FuseMixLiteError(f"unknown profile {name!r}; there are {', '.join(_PROFILES)}")
-    known = {f.name for f in fields(Profile)} - {"name"}
+    if not isinstance(name, str) or name not in _PROFILES:
+        raise FuseMixLiteError(f"unknown profile {name!r:.80}; there are {', '.join(_PROFILES)}")
+    known = {f.name: f.type for f in fields(Profile) if f.name != "name"}
     changed = {}
     for key, value in overrides.items():
         if key not in known:
-            raise FuseMixLiteError(f"a profile has no {key!r}; it has {', '.join(sorted(known))}")
+            raise FuseMixLiteError(f"a profile has no {key!r:.80}; it has {', '.join(sorted(known))}")
         if value is not None:
-            changed[key] = _fitting(key, value, getattr(_PROFILES[name], key))
+            changed[key] = _fitting(key, value, getattr(_PROFILES[name], key), known[key])
     return replace(_PROFILES[name], **changed)
 
 
-def _fitting(key: str, value, usual):
-    """A value of the kind that the profile has there: lists become tuples, whole numbers do for fractions."""
-    if isinstance(usual, tuple) and isinstance(value, list | tuple):
+def _fitting(key: str, value, usual, kind: type):
+    """A value of the kind and range that a field has: lists become tuples, whole numbers do for fractions."""
+    wrong = f"profile value {key} = {value!r:.80}"
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
         if key.endswith("_encoders") and len(value) != 2:
-            raise FuseMixLiteError(f"profile value {key} = {value!r}: give two, the usual one and another, as {usual!r}")
+            raise FuseMixLiteError(f"{wrong}: give two, the usual one and another, as {usual!r}")
+        if key == "audio_items" and len(value) not in (0, 3):
+            raise FuseMixLiteError(f"{wrong}: give three, to train, choose and test on, or none")
         if usual and not value:
-            raise FuseMixLiteError(f"profile value {key} = {value!r}: give one or more, as {usual!r}")
-        return tuple(_fitting(key, one, usual[0]) for one in value) if usual else tuple(value)
-    kinds = {int: (int,), float: (int, float), str: (str,), bool: (bool,), tuple: ()}[type(usual)]
-    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
-        raise FuseMixLiteError(f"profile value {key} = {value!r}: give a {type(usual).__name__}, as {usual!r}")
+            raise FuseMixLiteError(f"{wrong}: give one or more, as {usual!r}")
+        return tuple(_fitting(key, one, usual[0] if usual else (), get_args(kind)[0]) for one in value)
+    kinds = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.get(kind, ())
+    if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
+        named = "tuple" if get_origin(kind) is tuple else kind.__name__
+        raise FuseMixLiteError(f"{wrong}: give a {named}, as {usual!r}")
+    if value not in _CHOICES.get(key, (value,)):
+        raise FuseMixLiteError(f"{wrong}: choose one of {', '.join(map(repr, _CHOICES[key]))}")
+    if key in _SHARES and not 0 <= value < 1:
+        raise FuseMixLiteError(f"{wrong}: give a share, 0 or more and less than 1")
+    least = 0 if key in _FROM_0 else 1
+    if kind is int and not least <= value < 2**63:
+        raise FuseMixLiteError(f"{wrong}: give {least} or more")
+    if kind is float and key not in _SHARES and not 0 < value < math.inf:
+        raise FuseMixLiteError(f"{wrong}: give a number above 0")
     return value
