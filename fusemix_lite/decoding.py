@@ -6,6 +6,7 @@ without arguments that returns one of these: what lies in an archive opens itsel
 """
 
 import io
+import os
 import re
 from functools import cache
 from math import gcd
@@ -20,10 +21,17 @@ from .errors import FuseMixLiteError
 ARRAY_RATE = 16_000  # samples a second of audio that comes as an array without a rate
 MAX_CHANNELS = 8  # of a (C, T) or (T, C) array: surround sound; more "channels" than that are samples
 MAX_ASPECT = 200  # the longer side of a picture over the shorter one
+MAX_SCANS = 100  # of a JPEG: a progressive one has ten or so, each goes over all pixels, and an empty one takes ten bytes
 MAX_SAMPLES = 1 << 28  # of a sound, of all its channels, at its own rate and at 48 kHz: 93 minutes, or 1 GB as float32
+MAX_RATE = 384_000  # samples a second: a filter that resamples from an odd rate has twenty taps a sample of a second
+MAX_CHARACTERS = 1 << 17  # of a caption: what a cell of a CSV holds at most
 WORDS = 50  # that `clean_caption` keeps
 
-_PROGRAMS = {"EPS"}  # formats for which Pillow starts a program (Ghostscript): a picture of the web must not
+# What photos and sounds come in. Pillow and libsndfile know sixty more formats, of games, telescopes and old synthesisers, for
+# some of which they start a program (EPS), open other files (SD2) or unpack without a limit (FITS).
+_PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "MPO")
+_SOUNDS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3"}
+_OBJECT = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
 _REMOVED = re.compile(r'[.!"()*#:;~]')
 
 
@@ -50,17 +58,16 @@ def as_image(item: Any) -> Image.Image:
 
     16 bits are scaled to 8, where Pillow's own conversion cuts them off at 255, which leaves white. Transparency is dropped,
     as it is by the encoders' own processors. A picture of more than twice `PIL.Image.MAX_IMAGE_PIXELS` is refused before it
-    is decoded, since a small file may unpack to more than the memory holds. So is PostScript: a program, no picture.
+    is decoded, since a small file may unpack to more than the memory holds. So is what is no format of photos, such as
+    PostScript, which is a program.
     """
     try:
         image = Image.open(_source(item), formats=_formats()) if isinstance(item, str | Path | bytes) else item
         _check_shape(image, item)
+        _check_scans(image, item)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # "I;16", or "I" from a 16-bit file
-            values = np.asarray(image).astype(np.float32)
-            if image.mode.startswith("I;16") or values.max() > 255:
-                values = (values / 257).round()  # 65535 to 255
-            image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+            image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
         if image.mode == "P":
             image = image.convert("RGBA")  # by way of RGBA, or Pillow warns of some palettes; the colours are the same
         return image.convert("RGB")
@@ -81,19 +88,39 @@ def _check_shape(image: Image.Image, item: Any) -> None:
         raise FuseMixLiteError(f"{_name(item)} is {width} x {height} pixels, too narrow for an encoder: crop it")
 
 
+def _check_scans(image: Image.Image, item: Any) -> None:
+    """Raise for a JPEG that would be gone over for hours."""
+    if image.format in ("JPEG", "MPO") and isinstance(item, str | Path | bytes):
+        content = item if isinstance(item, bytes) else Path(item).read_bytes()
+        scans = content.count(b"\xff\xda")  # within a scan, a byte 0 follows every ff
+        if scans > MAX_SCANS:
+            raise FuseMixLiteError(f"{_name(item)} has {scans:,} scans, more than any photo: save it again")
+
+
+def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values (H, W) of up to 16 bits as uint8, some rows at a time: as floats, a large picture would take gigabytes."""
+    deep = mode.startswith("I;16") or values.max() > 255
+    shown = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), 256):
+        rows = values[start : start + 256].astype(np.float32)
+        shown[start : start + 256] = ((rows / 257).round() if deep else rows).clip(0, 255)  # 65535 to 255
+    return shown
+
+
 @cache
 def _formats() -> list[str]:
-    """Those that Pillow reads by itself, in its own order."""
-    Image.preinit()  # the common ones first, as Pillow does
-    common = list(Image.ID)
+    """Those of `_PICTURES` that this Pillow reads."""
     Image.init()
-    return [name for name in dict.fromkeys([*common, *Image.ID]) if name not in _PROGRAMS]
+    return [name for name in _PICTURES if name in Image.OPEN]
 
 
 def as_caption(item: Any) -> str:
-    """A text that is not empty, in Unicode: half a surrogate pair stops a tokenizer."""
+    """A text that is not empty, in Unicode: half a surrogate pair stops a tokenizer, and a book fills its memory."""
     if not isinstance(item, str) or not item.strip():
         raise FuseMixLiteError(f"{item!r:.40} is no caption: a text that is not empty is needed")
+    if len(item) > MAX_CHARACTERS:
+        much = f"{len(item):,} characters, {MAX_CHARACTERS:,} are the most"
+        raise FuseMixLiteError(f"{item[:40]!r}… is no caption, but a book: {much}")
     try:
         item.encode()
     except UnicodeEncodeError:
@@ -112,13 +139,15 @@ def as_sound(item: Any) -> tuple[np.ndarray, int]:
 
     `item` is a file, a float array (T,) at 16 kHz, or (samples, rate) with samples (T,), (C, T) or (T, C), floats or signed
     integers. An array of two dimensions without a rate is refused: a feature extractor takes (2, T) for two clips. So is
-    a sound of more than `MAX_SAMPLES`, a file before it is decoded: silence of many hours packs into a small one.
+    a sound of more than `MAX_SAMPLES`, a file before it is decoded: silence of many hours packs into a small one. So is a
+    rate above `MAX_RATE`.
     """
     if isinstance(item, str | Path | bytes):
         samples, rate = _read_sound(item)
     elif isinstance(item, tuple) and len(item) == 2:
         samples, rate = _as_array(item[0]), item[1]
-        if not isinstance(rate, int | float | np.number) or rate != int(rate) or rate < 1:
+        real = isinstance(rate, int | float | np.integer | np.floating)
+        if not real or isinstance(rate, bool) or not 1 <= rate < np.inf or rate != int(rate):
             raise FuseMixLiteError(f"{_name(samples)} comes with {rate!r:.40} for a rate: samples a second are needed")
         samples, rate = _mono(samples, _name(item)), int(rate)
     else:
@@ -151,8 +180,9 @@ def blank(modality: str) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message that may have many."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """The first line of a message that may have many, without addresses in memory, which are others in every run."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _OBJECT.sub("", line)[:200]
 
 
 def _as_array(item: Any) -> np.ndarray:
@@ -183,7 +213,11 @@ def _read_sound(item: str | Path | bytes) -> tuple[np.ndarray, int]:
 
     try:
         with soundfile.SoundFile(_source(item)) as file:
+            if file.format not in _SOUNDS:
+                raise FuseMixLiteError(f"{_name(item)} is a {file.format}, which is not read: save it as WAV or FLAC")
             expected, rate = file.frames, file.samplerate
+            if expected >= 1 << 62:
+                raise FuseMixLiteError(f"{_name(item)} does not say how long it is, as a stream does: save it as a file")
             _check_length(expected, file.channels, rate, item)
             samples = file.read(dtype="float32", always_2d=True)
     except FuseMixLiteError:
@@ -198,6 +232,8 @@ def _read_sound(item: str | Path | bytes) -> tuple[np.ndarray, int]:
 
 def _check_length(frames: int, channels: int, rate: int, item: Any) -> None:
     """Raise unless a sound fits the memory, decoded and resampled."""
+    if rate > MAX_RATE:
+        raise FuseMixLiteError(f"{_name(item)} says {rate:,} samples a second: write it again at {MAX_RATE:,} at most")
     if max(frames * channels, frames * 48_000 // rate) > MAX_SAMPLES:
         told = f"{frames:,} samples in {channels} channels at {rate:,} Hz"
         raise FuseMixLiteError(f"{_name(item)} is too long a sound ({told}): cut it into parts, or raise decoding.MAX_SAMPLES")
@@ -219,8 +255,12 @@ def _is_cut_short(file: BinaryIO) -> bool:
 
 
 def _source(item: str | Path | bytes) -> Any:
-    """What Pillow and soundfile can open."""
-    return io.BytesIO(item) if isinstance(item, bytes) else item
+    """What Pillow and soundfile can open. Raises for a pipe or a device, which might keep them waiting for ever."""
+    if isinstance(item, bytes):
+        return io.BytesIO(item)
+    if os.path.exists(item) and not os.path.isfile(item):
+        raise FuseMixLiteError(f"{item} is no plain file, but a folder, a pipe or a device: put a file in its place")
+    return item
 
 
 def _name(item: Any) -> str:

@@ -9,11 +9,13 @@ Three layouts are read by `read_pairs`, all of them common ones:
 
 Reading looks at names only. A file that is missing or broken and a caption that is empty reach the quarantine of
 `extract`; `fusemix_lite.audit` counts what should be looked at before a number is believed.
+
+A table is read row by row and may come from anybody: no path in it leaves its folder. A link is followed, as the folders of
+the hub's cache are made of them; who unpacks a folder of a stranger should let no link come out (`unpacking` does not).
 """
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -21,6 +23,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,7 +37,9 @@ SUFFIXES = {
     "audio": frozenset(".aif .aiff .au .flac .mp3 .oga .ogg .opus .wav".split()),
 }
 TABLES = (".csv", ".tsv", ".jsonl")
+LONGEST_ROW = 1 << 22  # characters of a row of a table, or of the captions beside a picture: more is no caption
 
+_LONE_CR = re.compile(r"(?<=\r)(?!\n|\Z)")  # as old Macs end lines
 _IN_FOLDER = tuple(f"{stem}{suffix}" for stem in ("captions", "metadata") for suffix in TABLES)
 
 
@@ -148,7 +153,7 @@ def split_items(
 def _read_folder(folder: Path, media: str | None) -> FilePairs:
     """A folder without a table: every media file below it, with the captions of the text file of its name."""
     found = {kind: [] for kind in SUFFIXES}
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]  # thumbnails, checkpoints, __MACOSX
         for name in names:
             kind = _kind(name)
@@ -180,8 +185,7 @@ def _read_folder(folder: Path, media: str | None) -> FilePairs:
 
 
 def _read_table(source: Path, table: Path, media: str | None) -> FilePairs:
-    text = read_text(table)
-    rows = json_rows(table, text) if table.suffix.lower() == ".jsonl" else csv_rows(table, text)
+    rows = json_rows(table) if table.suffix.lower() == ".jsonl" else csv_rows(table)
     index_of: dict[str, int] = {}
     captions, splits = [], []
     column = None
@@ -237,7 +241,7 @@ def _checked(where: str, row: Mapping[str, Any], column: str, media: str | None)
     split = row.get("split")
     if split is not None and (not isinstance(split, str) or not split.strip()):
         raise FuseMixLiteError(f'{where}: split must name a part, such as "train"')
-    return _Row(item, [encodable(where, text.strip()) for text in texts], split and split.strip())
+    return _Row(item, [encodable(where, text.strip()) for text in texts], split and encodable(where, split.strip()))
 
 
 def relative_path(where: str, path: Any) -> str:
@@ -250,6 +254,8 @@ def relative_path(where: str, path: Any) -> str:
     parts = [part for part in plain.split("/") if part not in ("", ".")]  # as PurePosixPath has them, in a fifth of the time
     if not parts or plain.startswith("/") or re.match(r"[A-Za-z]:/", plain) or ".." in parts:
         raise FuseMixLiteError(f'{where}: "{path}" leaves the folder of the table: put the table above its files')
+    if "\0" in plain:
+        raise FuseMixLiteError(f'{where}: "{path}" holds a NUL, which no name of a file does: write it again')
     return encodable(where, "/".join(parts))
 
 
@@ -262,16 +268,31 @@ def encodable(where: str, text: str) -> str:
     return text
 
 
-def csv_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number (of a row's end) and cells by column."""
-    first = next((line for line in text.split("\n") if line.strip()), "")
+    lines, size = text_lines(table, old_macs=True), 0
+    begin = []  # up to the first line that says something, which tells the delimiter
+    for line in lines:
+        begin.append(line)
+        if line.strip():
+            break
+    first = begin[-1] if begin else ""
     semicolons = ";" in first and "," not in first  # as spreadsheets write where the comma is the decimal sign
     delimiter = "\t" if table.suffix.lower() == ".tsv" else ";" if semicolons else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+
+    def counted() -> Iterator[str]:  # a quote that never closes would make one row of the whole file
+        nonlocal size
+        for line in chain(begin, lines):
+            size += len(line)
+            if size > LONGEST_ROW:
+                raise _too_long(f"{table}, line {reader.line_num + 1}")
+            yield line
+
+    reader = csv.reader(counted(), delimiter=delimiter, strict=True)
     header = None
     try:
         for cells in reader:
-            where = f"{table}, line {reader.line_num}"
+            where, size = f"{table}, line {reader.line_num}", 0
             if not any(cell.strip() for cell in cells):
                 continue
             if header is None:
@@ -288,8 +309,8 @@ def csv_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise FuseMixLiteError(f"{table}, line {reader.line_num}: {error}: check the quotes") from error
 
 
-def json_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
+def json_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text_lines(table), 1):
         if not line.strip():
             continue
         try:
@@ -301,16 +322,55 @@ def json_rows(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
+def text_lines(file: Path, old_macs: bool = False) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends, one at a time, as it may be larger than the memory. A byte order mark goes.
+
+    old_macs: a carriage return alone ends a line, too, as in tables of old Macs; else it is a character of a caption.
+
+    Raises FuseMixLiteError naming the line: not UTF-8, a NUL, longer than `LONGEST_ROW`.
+    """
+    try:
+        with file.open("rb") as opened:
+            number = 0
+            while content := opened.readline(LONGEST_ROW + 1):
+                if len(content) > LONGEST_ROW:
+                    raise _too_long(f"{file}, line {number + 1}")
+                text = _decoded(f"{file}, line {number + 1}", content, first=number == 0)
+                lines = _LONE_CR.split(text) if old_macs and "\r" in text else (text,)
+                number += len(lines)
+                yield from lines
+    except OSError as error:
+        raise FuseMixLiteError(f"{file} cannot be read ({error.strerror or error}): see to the file") from error
+
+
 def read_text(file: Path) -> str:
-    """The text of a UTF-8 file; a byte order mark is dropped."""
-    content = file.read_bytes()
+    """The text of a small UTF-8 file; a byte order mark is dropped."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(LONGEST_ROW + 1)
+    except OSError as error:
+        raise FuseMixLiteError(f"{file} cannot be read ({error.strerror or error}): see to the file") from error
+    if len(content) > LONGEST_ROW:
+        raise _too_long(str(file))
+    lines = content.splitlines(keepends=True)  # of bytes: at line ends only
+    return "".join(_decoded(f"{file}, line {number}", line, number == 1) for number, line in enumerate(lines, 1))
+
+
+def _decoded(where: str, content: bytes, first: bool) -> str:
     try:
         if b"\0" in content:
-            raise UnicodeDecodeError("utf-8", content, content.index(b"\0"), content.index(b"\0") + 1, "a NUL byte")
-        return content.decode("utf-8-sig")
+            raise UnicodeDecodeError("utf-8", content, 0, 1, "a NUL byte")
+        return content.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise FuseMixLiteError(f"{file}, line {line}: not UTF-8 text ({error.reason}): save it as UTF-8") from error
+        raise FuseMixLiteError(f"{where}: not UTF-8 text ({error.reason}): save it as UTF-8") from error
+
+
+def _too_long(where: str) -> FuseMixLiteError:
+    return FuseMixLiteError(f"{where}: more than {LONGEST_ROW:,} characters in a row: is a quote open, or is it another file?")
+
+
+def _unreadable(error: OSError) -> None:
+    raise FuseMixLiteError(f"{error.filename} cannot be read ({error.strerror}): what is in it would be missing") from error
 
 
 def _kind(name: str) -> str | None:

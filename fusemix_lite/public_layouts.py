@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .disk import read_json
 from .errors import FuseMixLiteError
-from .files import SUFFIXES, csv_rows, read_text, relative_path
+from .files import SUFFIXES, csv_rows, relative_path, text_lines
 
 _AGAIN = "fetch it again"
 _PROBED = 200  # entries of a folder whose files are looked for before it is taken for the wrong one
@@ -89,7 +89,7 @@ def resolve(folders: Sequence[Path], names: Sequence[tuple[str, ...]], by_stem: 
                 probe.append(name)
 
         def holds_all(folder: Path) -> bool:
-            return all(any((folder / name).is_file() for name in probe) for probe in probes.values())
+            return all(any(os.path.isfile(folder / name) for name in probe) for probe in probes.values())  # names of any kind
 
         root = next((folder for folder in folders if holds_all(folder)), None)
         return root and Resolved(root, [alternatives[0] for alternatives in names], None)
@@ -126,11 +126,10 @@ def karpathy(file: Path, split: str, with_folder: bool = False) -> Rows:
     wanted = {"train", "restval"} if split == "train" else {split}
     for number, entry in enumerate(images):
         where = f"{file}, image {number}"
-        name, part, sentences = (_get(where, entry, key) for key in ("filename", "split", "sentences"))
+        name, part, sentences = _text(where, entry, "filename"), _text(where, entry, "split"), _get(where, entry, "sentences")
         if part not in wanted:
             continue
-        path = f"{_get(where, entry, 'filepath')}/{name}" if with_folder else name
-        path = relative_path(where, path)
+        path = relative_path(where, f"{_text(where, entry, 'filepath')}/{name}" if with_folder else name)
         texts = [_get(where, sentence, "raw") for sentence in _listed(where, sentences)]
         yield where, Row(_base(path), (path,), texts)
 
@@ -167,7 +166,7 @@ def visual_genome_regions(file: Path, split: str) -> Rows:
     """`region_descriptions.json`: [{"id": of the image, "regions": [{"phrase", …}]}], with some fifty phrases an image."""
     for where, entry in _entries(file):
         number = _get(where, entry, "id")
-        if not isinstance(number, int):
+        if type(number) is not int:
             raise FuseMixLiteError(f"{where}: id {number!r:.40} is no number: {_AGAIN}")
         phrases = [_get(where, region, "phrase") for region in _listed(where, _get(where, entry, "regions"))]
         yield where, Row(f"{number}.jpg", (str(number),), phrases)
@@ -178,7 +177,7 @@ def sbu_urls(file: Path, split: str) -> Rows:
     other = file.with_name(file.name.replace("_urls", "_captions"))
     if not other.is_file():
         raise FuseMixLiteError(f"{other} is missing beside {file.name}: {_AGAIN}")
-    yield from _by_url(file, read_text(file).splitlines(), read_text(other).split("\n"))
+    yield from _by_url(file, *([line.rstrip("\r\n") for line in text_lines(one)] for one in (file, other)))
 
 
 def sbu_json(file: Path, split: str) -> Rows:
@@ -195,7 +194,9 @@ def _by_url(file: Path, urls: Sequence[Any], texts: Sequence[Any]) -> Rows:
         raise FuseMixLiteError(f"{file}: {len(urls)} addresses and {len(texts)} captions: {_AGAIN}")
     for number, (url, text) in enumerate(zip(urls, texts, strict=True), 1):
         where = f"{file}, line {number}"
-        name = str(url).rstrip().rpartition("/")[2].partition("?")[0]
+        if not isinstance(url, str):
+            raise FuseMixLiteError(f"{where}: {url!r:.40} is no address: {_AGAIN}")
+        name = url.rstrip().rpartition("/")[2].partition("?")[0]
         if name:
             name = relative_path(where, name)
             yield where, Row(name, (os.path.splitext(name)[0],), [text])
@@ -209,29 +210,28 @@ def conceptual_captions(file: Path, split: str) -> Rows:
     """
     first, row = True, 0
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened, delimiter="\t")  # quotes as pandas reads them, which counted the rows
-            for cells in reader:
-                where = f"{file}, line {reader.line_num}"
-                header, first = first and cells[:2] == ["caption", "url"], False
-                if header or not cells:
-                    continue
-                if len(cells) != 2:
-                    raise FuseMixLiteError(f"{where}: {len(cells)} cells, not caption and URL: {_AGAIN}")
-                name = f"{row}_{zlib.crc32(cells[1].encode())}"
-                yield where, Row(name, (name,), [cells[0]])
-                row += 1
-    except (csv.Error, UnicodeDecodeError) as error:
+        reader = csv.reader(text_lines(file, old_macs=True), delimiter="\t")  # quotes as in pandas, which counted the rows
+        for cells in reader:
+            where = f"{file}, line {reader.line_num}"
+            header, first = first and cells[:2] == ["caption", "url"], False
+            if header or not cells:
+                continue
+            if len(cells) != 2:
+                raise FuseMixLiteError(f"{where}: {len(cells)} cells, not caption and URL: {_AGAIN}")
+            name = f"{row}_{zlib.crc32(cells[1].encode())}"
+            yield where, Row(name, (name,), [cells[0]])
+            row += 1
+    except csv.Error as error:
         raise FuseMixLiteError(f"{file} cannot be read after row {row} ({error}): {_AGAIN}") from error
 
 
 def kaggle_flickr(file: Path, split: str) -> Rows:
     """`results.csv` of Kaggle's flickr-image-dataset: image_name| comment_number| comment, unquoted. One line lacks a bar."""
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    for number, line in enumerate(text_lines(file), 1):
         where = f"{file}, line {number}"
         if not line.strip() or number == 1:
             continue
-        found = re.fullmatch(r"([^|]+)\|\s*[0-9]+\s*(?:\||\s)\s*(.*)", line)
+        found = re.fullmatch(r"([^|]+)\|\s*[0-9]+\s*(?:\||\s)\s*(.*)", line.rstrip("\r\n"))
         if not found:
             raise FuseMixLiteError(f"{where}: not IMAGE| NUMBER| CAPTION: {_AGAIN}")
         name = relative_path(where, found[1])
@@ -240,7 +240,7 @@ def kaggle_flickr(file: Path, split: str) -> Rows:
 
 def clotho(file: Path, split: str) -> Rows:
     """`clotho_captions_development.csv`: file_name, caption_1 … caption_5."""
-    for line, row in csv_rows(file, read_text(file)):
+    for line, row in csv_rows(file):
         where = f"{file}, line {line}"
         name = _get(where, row, "file_name")
         relative_path(where, name)  # checked; some names begin with a space, which belongs to them
@@ -253,7 +253,7 @@ def audiocaps(file: Path, split: str) -> Rows:
     Downloaders call a clip YOUTUBE_START, YOUTUBE, YYOUTUBE or by its number.
     """
     names: dict[str, tuple[str, ...]] = {}
-    for line, row in csv_rows(file, read_text(file)):
+    for line, row in csv_rows(file):
         where = f"{file}, line {line}"
         number, video, start, text = (_get(where, row, key) for key in ("audiocap_id", "youtube_id", "start_time", "caption"))
         item = relative_path(where, f"{video}_{start}")
@@ -280,6 +280,13 @@ def _get(where: str, entry: Any, key: str) -> Any:
     if not isinstance(entry, Mapping) or key not in entry:
         raise FuseMixLiteError(f'{where}: no "{key}": {_AGAIN}')
     return entry[key]
+
+
+def _text(where: str, entry: Any, key: str) -> str:
+    found = _get(where, entry, key)
+    if not isinstance(found, str):
+        raise FuseMixLiteError(f'{where}: "{key}" is {found!r:.40}, no text: {_AGAIN}')
+    return found
 
 
 def _listed(where: str, value: Any) -> Sequence[Any]:

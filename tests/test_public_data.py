@@ -259,7 +259,7 @@ def karpathy(*entries):
         ("sbu", "sbu-captions-all.json", '{"image_urls": ["http://x/.."], "captions": ["a"]}', "leaves the folder"),
         ("sbu", "SBU_captioned_photo_dataset_urls.txt", "http://x/a.jpg\n", "captions.txt is missing"),
         ("cc3m", "Train_GCC-training.tsv", "a caption\thttp://x\tand more\n", "line 1: 3 cells"),
-        ("cc3m", "Train_GCC-training.tsv", b"caf\xe9\thttp://x\n", "cannot be read after row 0"),
+        ("cc3m", "Train_GCC-training.tsv", b"caf\xe9\thttp://x\n", "line 1: not UTF-8"),
         ("clotho", "clotho_captions_evaluation.csv", "file_name,caption_1\na.wav,b\n", 'no "caption_2"'),
         ("clotho", "clotho_captions_evaluation.csv", 'file_name,caption_1\na.wav,"b\n', "check the quotes"),
         ("clotho", "clotho_captions_evaluation.csv", b"file_name\n\xff\n", "line 2: not UTF-8"),
