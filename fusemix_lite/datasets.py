@@ -4,6 +4,7 @@ Sounding Scenes is the embedded one. A data set has an ``id`` that names its con
 ``fields(modality) -> (ids, values)``; an id stands once a caption in the field "text".
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -69,6 +70,18 @@ class SoundingScenes:
         knobs = f"-noise{self.noise:g}-skew{self.skew:g}" if self.noise or self.skew else ""
         knobs += "" if self.wording == "natural" else f"-{self.wording}"
         return f"sounding-scenes-v{WORLD_VERSION}-{self.pair}-{self.split}-{self.size}x{self.captions}{knobs}-seed{self.seed}"
+
+    @classmethod
+    def of_id(cls, dataset_id: str) -> "SoundingScenes":
+        """The split that an `id` names. Raises FuseMixLiteError for the id of anything else."""
+        number = r"(\d[\d.e+-]*?)"
+        knobs = rf"-(\d+)x(\d+)(?:-noise{number}-skew{number})?(?:-({'|'.join(WORDINGS)}))?-seed(\d+)"
+        found = re.fullmatch(rf"sounding-scenes-v{WORLD_VERSION}-(.+)-(train|val|test){knobs}", dataset_id)
+        if found is None:
+            raise FuseMixLiteError(f"{dataset_id} is no split of Sounding Scenes as this version makes them")
+        pair, split, size, captions, noise, skew, wording, seed = found.groups()
+        own = (float(noise or 0), float(skew or 0), int(seed), wording or "natural")
+        return cls(pair, split, int(size), int(captions), *own)
 
     def __len__(self) -> int:
         return self.size

@@ -1,27 +1,62 @@
 """Files that are whole or not there: written aside and renamed. JSON, read with an error that says what to do. Hashes."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 from .errors import FuseMixLiteError
 
+ASIDE = ".tmp"  # how the names of files end that are being written, or that a process left when it was killed
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def write_aside(file: Path, content: bytes, sync: bool = True) -> None:
     """Write under another name, then rename: a file with its final name is whole, whatever dies in between.
 
-    sync: on the disk before it gets its name, so that a power cut cannot leave an empty one; for thousands of small files
-    that can be made again this costs more than it saves.
+    The other name is this call's own, so that two writers of one file never interleave: the last one wins. It is removed if
+    the disk is full. sync: on the disk before it gets its name, and its name too before this returns, so that a power cut
+    cannot leave an empty file, or a later one without this; for thousands of small files that can be made again this costs
+    more than it saves.
+
+    Raises OSError if it cannot be written; `not_written` says it in our words.
     """
-    aside = file.with_name(file.name + ".tmp")
-    with aside.open("wb") as opened:
-        opened.write(content)
-        if sync:
-            opened.flush()
-            os.fsync(opened.fileno())
-    aside.replace(file)
+    aside = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}{ASIDE}")
+    try:
+        with aside.open("xb") as opened:
+            opened.write(content)
+            if sync:
+                opened.flush()
+                os.fsync(opened.fileno())
+        aside.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+    if sync:
+        sync_folder(file.parent)
+
+
+def not_written(file: Path, error: OSError) -> FuseMixLiteError:
+    """What to say where a file could not be written: a full disk, no permission, a folder that is gone."""
+    advice = "make room there" if error.errno in _FULL else "see to the folder, or choose another"
+    return FuseMixLiteError(
+        f"{file} cannot be written ({error.strerror or error}): {advice}, and run the same again; what was written is kept"
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, as far as its file system knows how."""
+    with contextlib.suppress(OSError, AttributeError):  # some cannot, Windows has no such flag
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def as_json(content: Any) -> bytes:

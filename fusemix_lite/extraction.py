@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
 from .encoders import (
@@ -33,7 +32,7 @@ from .encoders import (
 )
 from .errors import FuseMixLiteError
 from .feeding import Batch, Task, feed, path_of
-from .store import ROWS_PER_SHARD, LatentOrigin, LatentStore, LatentWriter, open_same
+from .store import ROWS_PER_SHARD, LatentOrigin, LatentStore, LatentWriter, hold_lock, open_same
 
 AnyEncoder = BaseEncoder | str | Path
 
@@ -205,7 +204,7 @@ class _Pass:
     def begin(self, data: "_Field", share: "Share", append: bool) -> None:
         """Find out which shards are to be done; of a smaller version of the dataset, take over those that fit."""
         try:
-            self.writer = LatentWriter(self.out, self.origin, append=append)
+            self.writer = LatentWriter(self.out, self.origin, append=append, locked=True)
         except FuseMixLiteError:
             if share.rank and self.open_finished(append):
                 return  # all shards were there, and the first process was faster
@@ -258,31 +257,59 @@ def _extract(dataset: Any, wanted: Sequence[tuple[AnyEncoder, Path]], how: _How)
     by_folder = {out: _Pass(encoder, _source(encoder), out) for encoder, out in wanted}
     passes = list(by_folder.values())
     for modality in dict.fromkeys(one.source.modality for one in passes):
-        item_ids, values = dataset.fields(modality)
-        total = len(item_ids)
-        if total == 0 or total != len(values):
-            raise FuseMixLiteError(f"dataset {dataset.id} has {total} ids and {len(values)} values of {modality}")
-        shards = [range(start, min(start + ROWS_PER_SHARD, total)) for start in range(0, total, ROWS_PER_SHARD)]
         ours = [one for one in passes if one.source.modality == modality]
-        _pass_over(_Field(dataset.id, item_ids, values, shards), ours, how, Share.of_this_process())
+        _pass_over(_field_of(dataset, modality), ours, how, Share.of_this_process())
     return [by_folder[out].store for _, out in wanted]
+
+
+def plan(dataset: Any, encoder: AnyEncoder, precision: str = "fp32") -> tuple[LatentOrigin, "_Field"]:
+    """What `extract` would make of them: the origin of the store, and its shards' items."""
+    source = _source(encoder)
+    data = _field_of(dataset, source.modality)
+    return _origin_of(data, source, precision), data
+
+
+def encode_shards(
+    data: "_Field",
+    encoder: AnyEncoder,
+    writer: LatentWriter,
+    numbers: Sequence[int],
+    batch_size: int = 64,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+    workers: int | None = None,
+) -> None:
+    """Write some shards of a store that was planned, as `extract` would."""
+    one = _Pass(encoder, _source(encoder), writer.path, writer.origin, writer=writer, todo=set(numbers))
+    how = _How(batch_size, device, progress, writer.origin.precision, workers)
+    _encode(data, [one] if numbers else [], how, range(len(data.shards)))
+
+
+def _field_of(dataset: Any, modality: str) -> "_Field":
+    item_ids, values = dataset.fields(modality)
+    total = len(item_ids)
+    if total == 0 or total != len(values):
+        raise FuseMixLiteError(f"dataset {dataset.id} has {total} ids and {len(values)} values of {modality}")
+    shards = [range(start, min(start + ROWS_PER_SHARD, total)) for start in range(0, total, ROWS_PER_SHARD)]
+    return _Field(dataset.id, item_ids, values, shards)
+
+
+def _origin_of(data: "_Field", source: EncoderSource, precision: str) -> LatentOrigin:
+    who = (source.modality, source.id, source.revision, source.preprocessing_hash, precision)
+    return LatentOrigin(data.dataset_id, len(data.item_ids), *who)
 
 
 def _pass_over(data: _Field, passes: list[_Pass], how: _How, share: Share) -> None:
     """Fill the stores of encoders of one modality; those that are complete already are opened."""
     total, count = len(data.item_ids), len(data.shards)
     for one in passes:
-        s = one.source
-        who = (s.modality, s.id, s.revision, s.preprocessing_hash, how.precision)
-        one.origin = LatentOrigin(data.dataset_id, total, *who)
+        one.origin = _origin_of(data, one.source, how.precision)
     passes = [one for one in passes if not one.open_finished(how.append)]  # before the lock: a cache may be read-only
     mine = share.of(count)
     others = [number for number in range(count) if number not in mine]
     with ExitStack() as locks:
         for one in sorted(passes, key=lambda one: one.out):  # in one order, or two processes may wait for each other for ever
-            one.out.parent.mkdir(parents=True, exist_ok=True)
-            rank = f".{share.rank}" if share.rank else ""
-            locks.enter_context(FileLock(one.out.with_name(f"{one.out.name}{rank}.lock")))
+            locks.enter_context(hold_lock(one.out, share.rank))
         passes = [one for one in passes if not one.open_finished(how.append)]
         for one in passes:
             one.begin(data, share, how.append)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import FuseMixLiteError
-from .store import ShardedRows
+from .store import ShardedRows, check_length, remedy
 
 STATISTICS = 2**24  # numbers whose statistics are taken at once: 64 MB
 THREADS = 8  # that wait for the disk
@@ -143,13 +143,18 @@ def gather(array: np.ndarray | ShardedRows, rows: np.ndarray) -> np.ndarray:
         shard = file = None
         try:
             for number, row, place, count in part.tolist():
+                own = maps[number]
                 if number != shard:
                     if file is not None:
                         os.close(file)
-                    shard, file = number, os.open(maps[number].filename, os.O_RDONLY)
-                into = content[place * size : (place + count) * size]
-                if os.preadv(file, [into], maps[number].offset + row * size) != len(into):
-                    raise FuseMixLiteError(f"{maps[number].filename} has become shorter since it was opened: extract again")
+                    shard, file = number, os.open(own.filename, os.O_RDONLY)
+                    check_length(own, os.fstat(file).st_size)
+                into, offset = content[place * size : (place + count) * size], own.offset + row * size
+                while len(into):  # one call gives 2 GB at most
+                    got = os.preadv(file, [into], offset)
+                    if got == 0:
+                        raise FuseMixLiteError(f"{own.filename} was cut while it was read: {remedy(own.filename.parent)}")
+                    into, offset = into[got:], offset + got
         finally:
             if file is not None:
                 os.close(file)

@@ -10,28 +10,34 @@ The manifest of a store of more than `IDS_IN_MANIFEST` rows (version 2) holds no
 from there when somebody asks. Both versions are opened.
 
 Every file is written aside and renamed, so that a file with its final name is whole and a folder with a manifest is
-complete. Only safetensors and JSON are read, and what a manifest says is checked before it is used.
+complete. Whoever writes holds the lock beside the folder (`hold_lock`). Only safetensors and JSON are read, and what a manifest
+says is checked before it is used. `verifying` finds out what became of a store, and repairs it.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .disk import as_json, read_json, sha256, write_aside
+from .disk import ASIDE, as_json, not_written, read_json, sha256, sync_folder, write_aside
 from .errors import FuseMixLiteError
+
+if TYPE_CHECKING:
+    from filelock import AcquireReturnProxy
 
 FORMAT = "fusemix-lite latents"
 VERSIONS = (1, 2)  # with the item ids in the manifest, and without
 ROWS_PER_SHARD = 2048
 IDS_IN_MANIFEST = 100_000  # rows: as many ids are read in a moment, 5 million would take seconds and half a gigabyte
 
+MANIFEST, QUARANTINE = "manifest.json", "quarantine.json"
+
 _CODES = {"float16": "F16", "float32": "F32"}  # dtype -> its name in safetensors
-_REMEDY = "delete the folder and extract again"
 
 
 @dataclass(frozen=True)
@@ -122,18 +128,26 @@ class ShardedRows:
         shards, first = np.unique(home[order], return_index=True)
         for shard, start, stop in zip(shards, first, [*first[1:], len(order)], strict=False):
             mine = order[start:stop]
+            check_length(self.shards[shard])
             out[mine] = self.shards[shard][flat[mine] - self._starts[shard]]
         return out.reshape(*rows.shape, self.shape[1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("rows of several shards cannot become one array without a copy")
+        for shard in self.shards:
+            check_length(shard)
         return np.concatenate(self.shards, dtype=dtype or self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class LatentStore:
-    """Latents (N, D) and the item id of each row. Open one with `LatentStore.open`."""
+    """Latents (N, D) and the item id of each row. Open one with `LatentStore.open`.
+
+    `array` is mapped into memory: the rows are read when they are used. Files of a store are replaced, never changed, so that
+    a store stays readable while it is repaired or deleted. Only somebody who shortens a file in place, under an open store, can
+    make the system end the process (SIGBUS), as with every memory map.
+    """
 
     path: Path
     manifest: dict
@@ -147,14 +161,14 @@ class LatentStore:
         Raises FuseMixLiteError naming the file at fault and the remedy.
         """
         path = Path(path)
-        manifest = _read_manifest(path / "manifest.json")
+        manifest = read_manifest(path / MANIFEST)
         arrays = []
         for shard in manifest["shards"]:
-            array, _ = _open_shard(path / shard["name"])
+            array, _ = open_shard(path / shard["name"])
             expected = (shard["rows"], manifest["shape"][1])
             if array.shape != expected or array.dtype.name != manifest["dtype"]:
                 found = f"{array.dtype} {array.shape}, not {manifest['dtype']} {expected}"
-                raise FuseMixLiteError(f"{path / shard['name']} holds {found}: {_REMEDY}")
+                raise FuseMixLiteError(f"{path / shard['name']} holds {found}: {remedy(path)}")
             arrays.append(array)
         return cls(path, manifest, arrays[0] if len(arrays) == 1 else ShardedRows(arrays))
 
@@ -162,16 +176,21 @@ class LatentStore:
     def write(
         cls, path: str | Path, latents: np.ndarray, item_ids: Sequence[str], origin: LatentOrigin | None = None
     ) -> "LatentStore":
-        """Store latents (N, D), float16 or float32, that are already there; one item id a row."""
-        latents = np.asarray(latents)
+        """Store latents (N, D), float16 or float32, that are already there; one item id a row.
+
+        Of two processes or threads that write to one folder the second waits, and is refused: the folder is in use.
+        """
+        path, latents = Path(path), np.asarray(latents)
         if latents.ndim != 2 or len(latents) != len(item_ids):
             raise FuseMixLiteError(f"{path}: latents of shape {latents.shape} do not fit {len(item_ids)} item ids")
-        writer = LatentWriter(path, origin or LatentOrigin("", len(item_ids), "", "", "", ""), latents.dtype.name)
-        starts = range(0, len(latents), ROWS_PER_SHARD)
-        for number, start in enumerate(starts):
-            stop = start + ROWS_PER_SHARD
-            writer.write(number, latents[start:stop], item_ids[start:stop])
-        return writer.finish(len(starts))
+        origin = origin or LatentOrigin("", len(item_ids), "", "", "", "")
+        with hold_lock(path):
+            writer = LatentWriter(path, origin, latents.dtype.name, locked=True)
+            starts = range(0, len(latents), ROWS_PER_SHARD)
+            for number, start in enumerate(starts):
+                stop = start + ROWS_PER_SHARD
+                writer.write(number, latents[start:stop], item_ids[start:stop])
+            return writer.finish(len(starts))
 
     @cached_property
     def item_ids(self) -> Sequence[str]:
@@ -186,12 +205,12 @@ class LatentStore:
     @property
     def origin(self) -> LatentOrigin:
         """Which dataset and which encoder the latents come from."""
-        return _origin(self.manifest)
+        return origin_of(self.manifest)
 
     @property
     def quarantine(self) -> list[dict]:
         """Items left out at extraction, each with index, item_id, path (or None) and reason."""
-        return read_json(self.path / "quarantine.json", _REMEDY)
+        return read_quarantine(self.path)
 
     def __len__(self) -> int:
         return self.array.shape[0]
@@ -202,13 +221,13 @@ class LatentStore:
         return f"LatentStore({self.path}: {N} x {D}{whose})"
 
     def verify(self) -> None:
-        """Read every byte again. Raises FuseMixLiteError naming the first file that changed since it was written."""
-        for shard in self.manifest["shards"]:
-            file = self.path / shard["name"]
-            if sha256(file) != shard["sha256"]:
-                raise FuseMixLiteError(f"{file} is not what was written (its sha256 differs): {_REMEDY}")
-        if ItemIds(self._ids_by_shard()) != self.item_ids:
-            raise FuseMixLiteError(f"{self.path / 'manifest.json'} and the shards disagree on item ids: {_REMEDY}")
+        """Read every byte again. Raises FuseMixLiteError if anything is not as it was written, naming the first such file and
+        the remedy; `fusemix_lite.verify` lists them all."""
+        from .verifying import verify
+
+        if faults := verify(self.path):
+            more = f" ({len(faults) - 1} more: fusemix_lite.verify)" if len(faults) > 1 else ""
+            raise FuseMixLiteError(f"{faults[0]}{more}")
 
     @classmethod
     def merge(
@@ -223,8 +242,6 @@ class LatentStore:
         Raises FuseMixLiteError for stores of different encoders, dimensions or dtypes, naming them, and for an id that two
         stores share.
         """
-        from filelock import FileLock
-
         out, stores = Path(out), [cls.open(store) if isinstance(store, str | Path) else store for store in stores]
         prefixes = [""] * len(stores) if prefixes is None else list(prefixes)
         if len(stores) < 2 or len(prefixes) != len(stores):
@@ -244,16 +261,16 @@ class LatentStore:
             dataset_id="+".join(prefix + origin.dataset_id for prefix, origin in zip(prefixes, origins, strict=True)),
             items=sum(origin.items for origin in origins),
         )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(out.with_name(out.name + ".lock")):
-            if (out / "manifest.json").exists():
+        with hold_lock(out):
+            if (out / MANIFEST).exists():
                 return open_same(out, origin)
-            writer = LatentWriter(out, origin, stores[0].array.dtype.name)
+            writer = LatentWriter(out, origin, stores[0].array.dtype.name, locked=True)
             number = offset = 0
             for store, prefix in zip(stores, prefixes, strict=True):
                 for shard in store.manifest["shards"]:
                     if not writer.has(number):
-                        array, metadata = _open_shard(store.path / shard["name"])
+                        array, metadata = open_shard(store.path / shard["name"])
+                        check_length(array)
                         left_out = [
                             entry | {"index": entry["index"] + offset, "item_id": prefix + entry["item_id"]}
                             for entry in metadata["quarantine"]
@@ -264,31 +281,51 @@ class LatentStore:
             return writer.finish(number)
 
     def _ids_by_shard(self) -> Iterator[list[str]]:
-        return (_open_shard(self.path / shard["name"])[1]["item_ids"] for shard in self.manifest["shards"])
+        return (open_shard(self.path / shard["name"])[1]["item_ids"] for shard in self.manifest["shards"])
 
 
 class LatentWriter:
     """Writes a store shard by shard, in any order, over as many processes' lives as it takes.
 
-    Whole shards that are already there are kept (`has` tells which), damaged ones count as missing. Two writers of a folder
-    must not write the same shard: the caller sees to that. With `append`, shards of another version of the data set do no
-    harm: `check_older` tells those that `adopt` can take over. Raises FuseMixLiteError if the folder holds something else.
+    Whole shards that are already there are kept (`has` tells which), damaged ones count as missing. A writer holds the lock of
+    its folder until it has finished, is closed, or is gone; a second one of another process or thread is refused. `locked`: the
+    caller holds it (several processes may then share a folder, each with a rank of its own: no two may write one shard). With
+    `append`, shards of another version of the data set do no harm: `check_older` tells those that `adopt` can take over.
+
+    Raises FuseMixLiteError if the folder holds something else, or is being written.
     """
 
-    def __init__(self, path: str | Path, origin: LatentOrigin, dtype: str = "float16", append: bool = False):
+    def __init__(
+        self, path: str | Path, origin: LatentOrigin, dtype: str = "float16", append: bool = False, locked: bool = False
+    ):
         if dtype not in _CODES:
             raise FuseMixLiteError(f"latents are stored as {' or '.join(_CODES)}, not {dtype}")
         self.path, self.origin, self.dtype = Path(path), origin, np.dtype(dtype)
         self._done: set[int] = set()
         self._older: set[int] = set()
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = None if locked else hold_lock(self.path, wait=False)
+        try:
+            self._take_stock(append)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_stock(self, append: bool) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_written(self.path, error) from error
         for file in sorted(self.path.iterdir()):
-            if file.suffix == ".tmp" or file.name == "quarantine.json" or (append and file.name == "manifest.json"):
+            if file.suffix == ASIDE or file.name == QUARANTINE or (append and file.name == MANIFEST):
                 continue  # left by a process that died, or of a smaller store; written again
-            number = file.name.removeprefix("shard-").removesuffix(".safetensors")
-            if not number.isdecimal() or file.name != _shard_name(int(number)):
+            if shard_number(file.name) is None:
                 raise FuseMixLiteError(f"{self.path} is in use (it holds {file.name}): choose a new folder")
-            self.look(int(number), append)
+            self.look(shard_number(file.name), append)
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        if self._lock is not None:
+            self._lock.lock.release()
 
     def has(self, number: int) -> bool:
         """Whether this shard is there and whole."""
@@ -296,14 +333,14 @@ class LatentWriter:
 
     def look(self, number: int, append: bool = False) -> bool:
         """Whether this shard is there and whole by now, from whoever. Raises FuseMixLiteError if it is of another store."""
-        file = self.path / _shard_name(number)
+        file = self.path / shard_name(number)
         if number in self._done or not file.exists():
             return number in self._done
         try:
-            array, metadata = _open_shard(file)
+            array, metadata = open_shard(file)
         except FuseMixLiteError:
             return False  # damaged; written again
-        found = _origin(metadata)
+        found = origin_of(metadata)
         older = found != self.origin and (append or number in self._older)
         if older:
             found = replace(found, dataset_id=self.origin.dataset_id, items=self.origin.items)
@@ -323,29 +360,28 @@ class LatentWriter:
         """
         whole = set()
         for number in sorted(self._older):
-            array, metadata = _open_shard(self.path / _shard_name(number))
-            left_out = {entry["index"] for entry in metadata["quarantine"]}
+            _, metadata = open_shard(self.path / shard_name(number))
             indices = shards[number] if number < len(shards) else range(0)
-            held = indices[: len(array) + len(left_out)]
-            kept = [item_ids[index] for index in held if index not in left_out]
-            gone = [(entry["index"], entry["item_id"]) for entry in metadata["quarantine"]]
-            if metadata["item_ids"] != kept or gone != [(index, item_ids[index]) for index in held if index in left_out]:
-                grown = f"{self.origin.dataset_id} does not begin with the items of"
-                raise FuseMixLiteError(f"{grown} {_origin(metadata).dataset_id}, which {self.path} holds: choose a new folder")
+            held = indices[: len(metadata["item_ids"]) + len(metadata["quarantine"])]
+            if not holds(metadata, held, item_ids):
+                grown, older = f"{self.origin.dataset_id} does not begin with the items of", origin_of(metadata).dataset_id
+                raise FuseMixLiteError(f"{grown} {older}, which {self.path} holds: choose a new folder")
             if len(held) == len(indices):
                 whole.add(number)
         return whole
 
     def adopt(self, number: int) -> None:
         """Take over a shard of a smaller version of the data set: give it this store's name."""
-        array, metadata = _open_shard(self.path / _shard_name(number))
+        array, metadata = open_shard(self.path / shard_name(number))
         self.write(number, array, metadata["item_ids"], metadata["quarantine"])
 
     def write(self, number: int, latents: np.ndarray, item_ids: Sequence[str], quarantine: Sequence[dict] = ()) -> None:
         """Write one shard: latents (n, D), all finite, with one item id a row. n may be 0."""
         from safetensors.numpy import save
 
-        file = self.path / _shard_name(number)
+        if self._lock is not None and not self._lock.lock.is_locked:
+            raise FuseMixLiteError(f"{self.path}: this writer has finished, and another one may be at work: make a new one")
+        file = self.path / shard_name(number)
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(latents, dtype=self.dtype)
         finite = np.isfinite(stored).all(axis=1)
@@ -354,38 +390,96 @@ class LatentWriter:
             why = f"overflows {self.dtype}: use float32" if np.isfinite(latents[row]).all() else "is not finite"
             raise FuseMixLiteError(f"{file}: the latent of item {item_ids[row]} (row {row} of the shard) {why}")
         metadata = {**self.origin.as_dict(), "item_ids": list(item_ids), "quarantine": list(quarantine)}
-        write_aside(file, save({"latents": stored}, {"fusemix_lite": json.dumps(metadata)}))
+        _write(file, save({"latents": stored}, {"fusemix_lite": json.dumps(metadata)}))
         self._done.add(number)
 
     def finish(self, count: int) -> LatentStore:
         """Write quarantine.json and the manifest over shards 0 … `count` - 1, and open the store."""
-        shards, item_ids, quarantine, rows, dim = [], [], [], 0, 0
-        for number in range(count):
-            file = self.path / _shard_name(number)
-            array, metadata = _open_shard(file)
-            shards.append({"name": file.name, "rows": len(array), "sha256": sha256(file)})
-            rows, dim = rows + len(array), array.shape[1]
-            item_ids = item_ids + metadata["item_ids"] if rows <= IDS_IN_MANIFEST else []
-            quarantine += metadata["quarantine"]
-        if not rows:
+        manifest, quarantine = describe(self.path, count, self.origin, self.dtype.name)
+        if not manifest["count"]:
             for number in range(count):  # they hold nothing, and would bar the folder to the data set once it is mended
-                (self.path / _shard_name(number)).unlink()
+                (self.path / shard_name(number)).unlink()
             why = f", first of all {quarantine[0]['item_id']}: {quarantine[0]['reason']}" if quarantine else ""
             raise FuseMixLiteError(f"{self.path}: no latent to store{why}")
-        manifest = {
-            "format": FORMAT,
-            "version": 1 if item_ids else 2,
-            **self.origin.as_dict(),
-            "shape": [rows, dim],
-            "dtype": self.dtype.name,
-            "count": rows,
-            "quarantined": len(quarantine),
-            "shards": shards,
-            **({"item_ids": item_ids} if item_ids else {}),
-        }
-        write_aside(self.path / "quarantine.json", as_json(quarantine))
-        write_aside(self.path / "manifest.json", as_json(manifest))
+        write_description(self.path, manifest, quarantine)
+        sync_folder(self.path.parent)
+        for file in self.path.glob("*" + ASIDE):
+            file.unlink(missing_ok=True)  # of processes that died: every other one has written all it had to
+        self.close()
         return LatentStore.open(self.path)
+
+
+def hold_lock(folder: Path, rank: int = 0, wait: bool = True) -> "AcquireReturnProxy":
+    """Take the lock that whoever writes a store holds, for a `with`.
+
+    It is a file beside the folder, which does no harm when it is left: a process that dies lets go of it. `rank`: of several
+    processes that write different shards of one store. Raises FuseMixLiteError if somebody has it, unless `wait`.
+    """
+    from filelock import FileLock, Timeout
+
+    file = folder.with_name(f"{folder.name}{f'.{rank}' if rank else ''}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(file, thread_local=False).acquire(timeout=-1 if wait else 0)
+    except (Timeout, RuntimeError):  # of this very thread
+        raise FuseMixLiteError(f"{folder} is being written by another process or thread: wait, or choose another") from None
+    except OSError as error:
+        raise not_written(file, error) from error
+
+
+def describe(
+    folder: Path, count: int, origin: LatentOrigin, dtype: str, hashes: Sequence[str] | None = None, version: int = 2
+) -> tuple[dict, list[dict]]:
+    """The manifest and the quarantine of shards 0 … `count` - 1, which follow from what these hold.
+
+    `hashes`: their sha256 where it is known. `version` 1: item ids are in the manifest, however many.
+    """
+    shards, item_ids, quarantine, rows, dim = [], [], [], 0, 0
+    for number in range(count):
+        file = folder / shard_name(number)
+        array, metadata = open_shard(file)
+        shards.append({"name": file.name, "rows": len(array), "sha256": hashes[number] if hashes else sha256(file)})
+        rows, dim = rows + len(array), array.shape[1]
+        item_ids = item_ids + metadata["item_ids"] if rows <= IDS_IN_MANIFEST or version == 1 else []
+        quarantine += metadata["quarantine"]
+    manifest = {
+        "format": FORMAT,
+        "version": 1 if item_ids else 2,
+        **origin.as_dict(),
+        "shape": [rows, dim],
+        "dtype": dtype,
+        "count": rows,
+        "quarantined": len(quarantine),
+        "shards": shards,
+        **({"item_ids": item_ids} if item_ids else {}),
+    }
+    return manifest, quarantine
+
+
+def holds(metadata: dict, indices: Sequence[int], item_ids: Sequence[str]) -> bool:
+    """Whether a shard is about the items of these indices, those that were left out included, in their order."""
+    left_out = {entry["index"] for entry in metadata["quarantine"]}
+    kept = [item_ids[index] for index in indices if index not in left_out]
+    gone = [(index, item_ids[index]) for index in indices if index in left_out]
+    return metadata["item_ids"] == kept and [(entry["index"], entry["item_id"]) for entry in metadata["quarantine"]] == gone
+
+
+def write_description(folder: Path, manifest: dict, quarantine: list[dict]) -> None:
+    """Write what `describe` gives, the manifest last: a folder that has one is complete."""
+    _write(folder / QUARANTINE, as_json(quarantine))
+    _write(folder / MANIFEST, as_json(manifest))
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        write_aside(file, content)
+    except OSError as error:
+        raise not_written(file, error) from error
+
+
+def remedy(folder: Path) -> str:
+    """What helps against a damaged file of a store, for messages."""
+    return f"run fusemix-lite verify --repair {folder}"
 
 
 def open_same(path: Path, origin: LatentOrigin, may_append: bool = False) -> LatentStore:
@@ -418,15 +512,18 @@ def _check_alike(stores: Sequence[LatentStore]) -> None:
             raise FuseMixLiteError(f"merge: {named}: latents of different encoders do not mix; extract one of them again")
 
 
-def _read_manifest(file: Path) -> dict:
+def read_manifest(file: Path) -> dict:
     """The manifest, with everything in it checked that opening a store relies on."""
     if not file.is_file():
         raise FuseMixLiteError(f"{file} is missing: no latent store, or not finished (extract again to go on)")
-    manifest = read_json(file, _REMEDY)
+    if file.is_symlink():
+        raise FuseMixLiteError(f"{file} is a link: {remedy(file.parent)}")
+    remedies = remedy(file.parent)
+    manifest = read_json(file, remedies)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") not in VERSIONS:
-        raise FuseMixLiteError(f'{file} is not of format "{FORMAT}", version {" or ".join(map(str, VERSIONS))}: {_REMEDY}')
+        raise FuseMixLiteError(f'{file} is not of format "{FORMAT}", version {" or ".join(map(str, VERSIONS))}: {remedies}')
     try:
-        _origin(manifest)
+        origin_of(manifest)
         count, dim = manifest["shape"]
         rows = [shard["rows"] for shard in manifest["shards"]]
         if not all(type(number) is int and number >= 0 for number in (count, dim, *rows)):
@@ -439,26 +536,26 @@ def _read_manifest(file: Path) -> dict:
         if not all(isinstance(item, str) for item in manifest.get("item_ids", [])):
             raise ValueError("item ids must be strings")
         for number, shard in enumerate(manifest["shards"]):
-            if shard["name"] != _shard_name(number) or not isinstance(shard["sha256"], str):
+            if shard["name"] != shard_name(number) or not re.fullmatch("[0-9a-f]{64}", shard["sha256"]):
                 raise ValueError(f"shard {number} is called {shard['name']!r}")
         if not rows or manifest["dtype"] not in _CODES:
             raise ValueError("no shard, or an unknown dtype")
     except (KeyError, TypeError, ValueError) as error:
-        raise FuseMixLiteError(f"{file} is broken ({type(error).__name__}: {error}): {_REMEDY}") from error
+        raise FuseMixLiteError(f"{file} is broken ({type(error).__name__}: {error}): {remedy(file.parent)}") from error
     return manifest
 
 
-def _origin(record: dict) -> LatentOrigin:
+def origin_of(record: dict) -> LatentOrigin:
     known = {"precision": "fp32"} | record
     return LatentOrigin(**{field.name: known[field.name] for field in fields(LatentOrigin)})
 
 
-def _open_shard(file: Path) -> tuple[np.ndarray, dict]:
+def open_shard(file: Path) -> tuple[np.ndarray, dict]:
     """The latents (n, D) of a shard as a read-only memory map, and its metadata."""
     if not file.is_file() or file.is_symlink():
-        raise FuseMixLiteError(f"{file} is missing or a link: {_REMEDY}")
-    size = file.stat().st_size
+        raise FuseMixLiteError(f"{file} is missing or a link: {remedy(file.parent)}")
     try:
+        size = file.stat().st_size
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if length > size:
@@ -471,15 +568,49 @@ def _open_shard(file: Path) -> tuple[np.ndarray, dict]:
             raise ValueError(f"{latents['shape']} latents for other item ids")
         if not all(isinstance(item, str) for item in metadata["item_ids"]):
             raise ValueError("item ids must be strings")
+        if not all(type(entry["index"]) is int and isinstance(entry["item_id"], str) for entry in metadata["quarantine"]):
+            raise ValueError("an item that was left out has no index, or no id")
         if size != 8 + length + rows * dim * dtype.itemsize:
             raise ValueError(f"truncated or too long: {size} bytes")
-        _origin(metadata)
+        origin_of(metadata)
+        empty = rows * dim == 0  # an empty map is impossible
+        array = np.empty((rows, dim), dtype) if empty else np.memmap(file, dtype, "r", 8 + length, (rows, dim))
+    except OSError as error:
+        why = f"{file} cannot be read ({error.strerror or error})"
+        raise FuseMixLiteError(f"{why}: see to its disk, or {remedy(file.parent)}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FuseMixLiteError(f"{file} is broken ({type(error).__name__}: {error}): {_REMEDY}") from error
-    if rows * dim == 0:
-        return np.empty((rows, dim), dtype), metadata  # an empty map is impossible
-    return np.memmap(file, dtype, "r", 8 + length, (rows, dim)), metadata
+        raise FuseMixLiteError(f"{file} is broken ({type(error).__name__}: {error}): {remedy(file.parent)}") from error
+    return array, metadata
 
 
-def _shard_name(number: int) -> str:
+def read_quarantine(folder: Path) -> list[dict]:
+    """The items that were left out of a store."""
+    file = folder / QUARANTINE
+    if file.is_symlink():
+        raise FuseMixLiteError(f"{file} is a link: {remedy(folder)}")
+    quarantine = read_json(file, remedy(folder))
+    if not isinstance(quarantine, list) or not all(isinstance(entry, dict) for entry in quarantine):
+        raise FuseMixLiteError(f"{file} is no list of items: {remedy(folder)}")
+    return quarantine
+
+
+def check_length(array: np.ndarray, size: int | None = None) -> None:
+    """Raise FuseMixLiteError if the file of a memory map is shorter by now: reading it would end the process.
+
+    size: of the file that bears its name, which has to be as long as it was.
+    """
+    if isinstance(array, np.memmap):
+        end = array.offset + array.nbytes
+        if size != end if size is not None else array._mmap.size() < end:
+            file = Path(array.filename)
+            raise FuseMixLiteError(f"{file} is not as long as when it was opened: {remedy(file.parent)}")
+
+
+def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
+
+
+def shard_number(name: str) -> int | None:
+    """The number in the name of a shard; None for the name of anything else."""
+    number = name.removeprefix("shard-").removesuffix(".safetensors")
+    return int(number) if number.isdecimal() and name == shard_name(int(number)) else None

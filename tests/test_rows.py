@@ -100,7 +100,7 @@ def test_a_shard_that_was_cut_is_an_error(tmp_path):
     opened = LatentStore.write(tmp_path / "s", np.ones((9, 4), np.float16), [str(i) for i in range(9)])
     file = tmp_path / "s" / "shard-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(FuseMixLiteError, match="shard-00000.safetensors has become shorter"):
+    with pytest.raises(FuseMixLiteError, match="shard-00000.safetensors is not as long as when it was opened: run fusemix-lite verify"):
         gather(opened.array, np.array([0, 8]))
 
 
