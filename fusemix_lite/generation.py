@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .datasets import SoundingScenes
@@ -31,6 +31,7 @@ from .pairs import LatentPairs
 from .profiles import Profile
 from .scene_viewing import agreement, as_pictures, load_reader
 from .scenes import Scene
+from .untrusted import entries, load_fitting
 
 PACKAGED = "lite-generator"
 SIDE = 32  # pixels of a generated picture
@@ -192,13 +193,12 @@ def load_module(kind: type[nn.Module], source: str | Path) -> nn.Module:
     if not folder.is_dir():
         raise FuseMixLiteError(f"{source}: no such folder; make it with `python -m fusemix_lite.pretrain_generator`")
     config = read_json(folder / "config.json", "train it again with `python -m fusemix_lite.pretrain_generator`")
+    if kind is LatentToImage:
+        _diffusers()
     try:
-        with torch.random.fork_rng([]):  # weights are drawn and then replaced: no reason to move the caller's random state
-            module = kind(**config)
-        module.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    except FuseMixLiteError:
-        raise
-    except Exception as error:  # safetensors and torch each raise their own kinds
+        layers = [value for key, value in entries(config) if "layers" in key and isinstance(value, int)]
+        module = load_fitting(lambda: kind(**config), folder / "model.safetensors", max(layers, default=0))
+    except Exception as error:  # safetensors, torch and diffusers each raise their own kinds
         reason = " ".join(str(error).split())[:200]
         raise FuseMixLiteError(f"{folder}: broken, or no {kind.__name__}: {reason}") from error
     return module.float().to(memory_format=torch.channels_last).eval()
@@ -280,9 +280,15 @@ def load_generator(
         return load_module(LatentToImage, name)
     diffusers = _diffusers()
     found = folder if folder.is_dir() else _from_hub(str(name), download)
-    kind = read_json(found / "model_index.json", "a pipeline's folder has one; give that, or a hub id").get("_class_name")
-    if kind not in PIPELINES:
-        raise FuseMixLiteError(f"{name} is a {kind}, which takes no pooled CLIP embedding: one of {', '.join(PIPELINES)}")
+    index = read_json(found / "model_index.json", "a pipeline's folder has one; give that, or a hub id")
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(kind, str) or kind not in PIPELINES:
+        raise FuseMixLiteError(f"{name} is a {kind!s:.80}, which takes no pooled CLIP embedding: one of {', '.join(PIPELINES)}")
+    for part, home in index.items():  # diffusers would import whatever module is named there
+        library = home[0] if isinstance(home, list) and home else None
+        own = library in (None, "diffusers", "transformers") or hasattr(diffusers.pipelines, str(library))
+        if not own:
+            raise FuseMixLiteError(f"{name} takes its {part:.80} from {home!r:.80}: only diffusers and transformers are used")
     device = pick_device(device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:

@@ -78,17 +78,19 @@ def load_fitting(build: Callable[[], Any], file: Path, blocks: int = 0) -> Any:
     if blocks > len(held):
         raise FuseMixLiteError(f"{file} holds {len(held)} weights, too few for {blocks} blocks")
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+        wanted = build().state_dict()
     for name in sorted(held.keys() ^ wanted.keys()):
         raise FuseMixLiteError(f"{file} {'holds' if name in held else 'lacks'} {name[:80]!r}, which does not fit")
     for name, (dtype, shape) in held.items():
-        if shape != wanted[name] or not dtype.endswith(("F64", "F32", "F16")):
-            raise FuseMixLiteError(f"{file} holds {name} as {dtype} {shape}, which does not fit {wanted[name]}")
+        known = tuple(wanted[name].shape)
+        if shape != known or dtype.endswith(("F64", "F32", "F16")) != wanted[name].is_floating_point():
+            raise FuseMixLiteError(f"{file} holds {name} as {dtype} {shape}, which does not fit {known}")
     weights = load_file(file)
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise FuseMixLiteError(f"{file} holds values in {name} that are not finite")
-    module = build()
+    with torch.random.fork_rng([]):  # weights are drawn and then replaced: no reason to move the caller's random state
+        module = build()
     module.load_state_dict(weights, strict=True)
     return module
 
