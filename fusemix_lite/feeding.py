@@ -3,32 +3,36 @@
 Whoever does it, the batches are the same and come in the same order, so latents do not depend on the number of workers.
 Workers are started fresh ("spawn"), as a process that uses a GPU or threads must not be forked. What travels to them: the
 encoders without their weights, once; the values of a batch where they are a list (paths, captions), and else, once, the object
-that makes them.
+that makes them. They only read, so that they may be killed at any moment; each has a pipe of its own, so that one that dies
+takes nothing with it, not even half a batch that another one waits for.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from .blame import reason
 from .decoding import decode
 from .encoders import BaseEncoder
 from .errors import FuseMixLiteError
 from .torchvision_fix import import_torchvision_safely
 
 AHEAD = 2  # batches that wait for the device, a worker
+GRACE = 0.5  # seconds in which a signal that has ended the workers reaches this process as well
 
 
 class Task(NamedTuple):
@@ -66,39 +70,40 @@ def feed(
             why = f"items or encoders cannot be sent to worker processes ({error})"
             raise FuseMixLiteError(f"{why}: use workers=0") from error
         workers = 0
-    waiting: deque = deque()
+    waiting: deque = deque()  # of (task, the worker that has it)
     if workers:
-        pool, first = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (job,)), True
+        pool: list[_Worker] = []
         try:
-            for task in tasks:
-                given = [values[index] for index in task.indices] if listed else None
-                waiting.append([task, None])  # before it is sent: it must not be lost if the workers have just died
-                waiting[-1][1] = pool.submit(_work, task, given)
-                if len(waiting) > AHEAD * workers:
-                    yield _done(waiting)
-                    first = False
-            while waiting:
-                yield _done(waiting)
-                first = False
-        except BrokenProcessPool as error:
-            if must or not first:
-                raise FuseMixLiteError(
-                    "a worker process died: of too little memory (use fewer workers or smaller batches), or because the script "
-                    'has no `if __name__ == "__main__":`; what was written is kept, and workers=0 works in this process'
-                ) from error
+            for turn in cycle(range(workers)):
+                task = next(tasks, None)
+                if task is not None:
+                    waiting.append((task, turn))  # before it is sent: it must not be lost if the workers have just died
+                    if turn == len(pool):
+                        pool.append(_Worker(job))
+                        pool[turn].start()
+                    pool[turn].send((task, [values[index] for index in task.indices] if listed else None))
+                    if len(waiting) <= AHEAD * workers:
+                        continue
+                if not waiting:
+                    break
+                task, turn = waiting[0]
+                batches = pool[turn].receive()
+                waiting.popleft()
+                yield task, batches
+        except _WorkerError as error:
+            if must or any(worker.started for worker in pool):
+                time.sleep(GRACE)
+                hand = waiting[0][0].indices
+                said = f"{error} (items {hand.start} to {hand.stop - 1} were in hand)"
+                raise FuseMixLiteError(f"{said}; what was written is kept, and workers=0 works in this process") from error
             warnings.warn("worker processes cannot start here: items are opened in this one", stacklevel=6)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for worker in pool:
+                worker.kill()
+            for worker in pool:
+                worker.end()
     for task in chain([task for task, _ in waiting], tasks):
-        yield task, _batches([encoders[place] for place in task.encoders], task.indices, values.__getitem__)
-
-
-def _done(waiting: deque) -> tuple[Task, list[Batch]]:
-    """The first of the tasks that wait, when it is done."""
-    task, future = waiting[0]
-    batches = [_as_tensors(batch) for batch in future.result()]
-    waiting.popleft()
-    return task, batches
+        yield task, batches_of([encoders[place] for place in task.encoders], task.indices, values.__getitem__)
 
 
 def default_workers(encoder: BaseEncoder) -> int:
@@ -113,7 +118,12 @@ def path_of(value: Any, modality: str) -> str | None:
     return str(value) if says and modality != "text" else None
 
 
-def _batches(encoders: Sequence[BaseEncoder], indices: Sequence[int], value_of: Callable[[int], Any]) -> list[Batch]:
+def batches_of(encoders: Sequence[BaseEncoder], indices: Sequence[int], value_of: Callable[[int], Any]) -> list[Batch]:
+    """A batch of these items for each encoder, all of one modality. What cannot be opened or prepared is left out.
+
+    Raises what is the fault of the machine, not of an item, and FuseMixLiteError for an encoder that takes items one by one
+    and not together.
+    """
     modality = encoders[0].modality
     opened, broken, paths = {}, [], {}
     for index in indices:
@@ -121,44 +131,173 @@ def _batches(encoders: Sequence[BaseEncoder], indices: Sequence[int], value_of: 
         try:
             value = value_of(index)
             opened[index], paths[index] = decode(value, modality), path_of(value, modality)
-        except (FuseMixLiteError, OSError) as error:
-            broken.append({"index": index, "path": path_of(value, modality), "reason": str(error)})
+        except Exception as error:  # of a data set's own code, any kind
+            broken.append({"index": index, "path": path_of(value, modality), "reason": reason(error)})
     batches = []
     for encoder in encoders:
         prepared, left_out = {}, list(broken)
         for index, item in opened.items():
             try:
                 prepared[index] = encoder.prepare(item)
-            except (FuseMixLiteError, OSError) as error:
-                left_out.append({"index": index, "path": paths[index], "reason": str(error)})
-        inputs = encoder.to_inputs(list(prepared.values())) if prepared else None
-        batches.append(Batch(list(prepared), inputs, left_out))
+            except Exception as error:  # of a processor, any kind
+                left_out.append({"index": index, "path": paths[index], "reason": reason(error)})
+        batches.append(_together(encoder, prepared, left_out, paths))
     return batches
 
 
-_job: tuple[list[BaseEncoder], Sequence | None]  # of a worker process
+def _together(encoder: BaseEncoder, prepared: dict[int, Any], left_out: list[dict], paths: dict[int, str | None]) -> Batch:
+    """Prepared items as one input. If that fails, those that fail alone are left out, as if they had not been there."""
+    try:
+        return Batch(list(prepared), encoder.to_inputs(list(prepared.values())) if prepared else None, left_out)
+    except Exception as error:
+        failed, why = [], reason(error)
+    for index, item in prepared.items():
+        try:
+            encoder.to_inputs([item])
+        except Exception as error:
+            failed.append({"index": index, "path": paths[index], "reason": reason(error)})
+    if not failed:
+        raise FuseMixLiteError(
+            f"encoder {encoder.id} fails on {len(prepared)} items together that it takes one by one ({why}): "
+            "use a smaller batch_size (--batch-size); what was written is kept"
+        )
+    alone = {entry["index"] for entry in failed}
+    rest = {index: item for index, item in prepared.items() if index not in alone}
+    return _together(encoder, rest, left_out + failed, paths)
 
 
-def _start(job: bytes) -> None:
-    global _job
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+class _WorkerError(Exception):
+    """A worker is gone, or never came."""
+
+
+class _Worker:
+    """A process that makes batches of tasks, in order, and the thread here that takes them as they come."""
+
+    def __init__(self, job: bytes):
+        self._mine, self._theirs = multiprocessing.Pipe()
+        self._results: queue.SimpleQueue = queue.SimpleQueue()
+        self._process = multiprocessing.get_context("spawn").Process(target=_run, args=(self._theirs, job), daemon=True)
+        self.started = False  # it has read what it is for
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+
+    def start(self) -> None:
+        try:
+            with _no_ctrl_c():
+                self._process.start()
+        except OSError as error:  # or it died before it had read what it is for
+            raise _WorkerError(f"a worker process cannot start ({error})") from error
+        finally:
+            self._theirs.close()
+        self._listener.start()
+
+    def send(self, job: tuple[Task, list | None]) -> None:
+        try:
+            self._mine.send(job)
+        except OSError:
+            pass  # it has died, which `receive` tells when the item in hand is due
+        except Exception as error:  # what cannot be pickled raises several kinds
+            raise _WorkerError(f"items cannot be sent to worker processes ({error})") from error
+
+    def receive(self) -> list[Batch]:
+        """The batches of the first task that was sent and not received. Raises what it raised."""
+        found = self._results.get()
+        if found is None:
+            raise self._death()
+        if isinstance(found, Exception):
+            raise found
+        return [_as_tensors(batch) for batch in found]
+
+    def kill(self) -> None:
+        if self._process.pid is not None:
+            self._process.kill()
+
+    def end(self) -> None:
+        if self._process.pid is not None:
+            self._process.join()
+        if self._listener.is_alive():
+            self._listener.join()  # its pipe has ended
+        self._mine.close()
+
+    def _listen(self) -> None:
+        try:
+            self.started = self._mine.recv()
+            while True:
+                self._results.put(self._mine.recv())
+        except (EOFError, OSError):
+            self._results.put(None)
+        except Exception as error:
+            self._results.put(_WorkerError(f"what a worker process has made cannot be read ({error})"))
+
+    def _death(self) -> _WorkerError:
+        self._process.join(GRACE)
+        code = self._process.exitcode
+        how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
+        why = "of too little memory (use fewer workers or smaller batches), of an item that its decoder does not survive"
+        guard = 'or because the script has no `if __name__ == "__main__":`'
+        return _WorkerError(f"a worker process died{how}: {why}, {guard}")
+
+
+@contextlib.contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """A process that starts in here never hears of Ctrl-C, not even while it imports; this one does, right afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    multiprocessing.resource_tracker.ensure_running()  # it would let the signal through while it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run(pipe: Any, job: bytes) -> None:
+    """What a worker process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
     torch.set_num_threads(1)
+    tasks: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_hear, args=(pipe, tasks), daemon=True).start()
     import_torchvision_safely()
-    _job = pickle.loads(job)
+    encoders, values = pickle.loads(job)
+    pipe.send(True)
+    while True:
+        try:
+            sent = tasks.get()
+            if isinstance(sent, Exception):
+                raise FuseMixLiteError(f"items cannot be read in a worker process ({sent}): use workers=0") from sent
+            task, given = sent
+            value_of = _value_of(values, task, given)
+            found = batches_of([encoders[place] for place in task.encoders], task.indices, value_of)
+            pipe.send([_as_arrays(batch) for batch in found])
+        except Exception as error:
+            pipe.send(_sendable(error))
 
 
-def _end_with_parent() -> None:
-    """A process that was killed cannot end its workers, and they would wait for it for ever, with all their memory."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _value_of(values: Sequence | None, task: Task, given: list | None) -> Callable[[int], Any]:
+    return values.__getitem__ if given is None else lambda index: given[index - task.indices.start]
 
 
-def _work(task: Task, given: list | None) -> list[Batch]:
-    encoders, values = _job
-    value_of = values.__getitem__ if given is None else lambda index: given[index - task.indices.start]
-    return [_as_arrays(batch) for batch in _batches([encoders[place] for place in task.encoders], task.indices, value_of)]
+def _hear(pipe: Any, tasks: queue.SimpleQueue) -> None:
+    """Take what is sent at once, so that neither side waits for the other to read. A process that was killed cannot end its
+    workers, and they would wait for it for ever, with all their memory: they end when its side of the pipe is closed."""
+    while True:
+        try:
+            sent = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+        except Exception as error:
+            sent = error
+        tasks.put(sent)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error itself if it survives the way to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _as_arrays(batch: Batch) -> Batch:

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -274,24 +273,31 @@ def test_workers_that_nobody_asked_for_are_done_without(tmp_path, encoders, monk
 
 
 def test_no_batch_is_lost_when_workers_die_as_it_is_sent(tmp_path, encoders, monkeypatch):
-    class Pool:
-        """Takes one batch, then is broken."""
+    class Dead:
+        """Takes one batch, then is gone, without a word."""
 
-        def __init__(self, *given):
+        started = False
+
+        def __init__(self, job):
             self.sent = 0
 
-        def submit(self, *given):
+        def start(self):
+            pass
+
+        kill = end = start
+
+        def send(self, job):
             self.sent += 1
             if self.sent > 1:
-                raise BrokenProcessPool
+                raise feeding._WorkerError
 
-        def shutdown(self, **how):
-            pass
+        def receive(self):
+            raise feeding._WorkerError
 
     data = Lists("data", text=([str(i) for i in range(20)], [tiny.CAPTIONS[i % 5] for i in range(20)]))
     plain = extract(data, encoders["text"], tmp_path / "plain", progress=False, batch_size=3)
     monkeypatch.setattr(feeding, "default_workers", lambda encoder: 1)
-    monkeypatch.setattr(feeding, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(feeding, "_Worker", Dead)
     with pytest.warns(UserWarning, match="worker processes cannot start here"):
         extract(data, encoders["text"], tmp_path / "out", progress=False, batch_size=3)
     assert contents(tmp_path / "out") == contents(plain.path)
@@ -530,7 +536,7 @@ def test_breaks_are_found(tmp_path, files, encoders, alone, grown, monkeypatch, 
     if broken == "order":
         monkeypatch.setattr(extraction, "feed", as_they_come)
     elif broken == "quarantine":
-        monkeypatch.setattr(feeding, "_batches", without_the_reason(feeding._batches))
+        monkeypatch.setattr(feeding, "batches_of", without_the_reason(feeding.batches_of))
     else:
         monkeypatch.setattr(LatentWriter, "check_older", early_shards_too(LatentWriter.check_older))
     with pytest.raises(AssertionError):
