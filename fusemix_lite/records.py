@@ -6,12 +6,14 @@ they depend on: the experiment's configuration, the encoders' weights and the da
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 
 from .bundled import bundled
+from .disk import read_json
 from .encoders import WEIGHTS, resolve_encoder, split_layer
 from .errors import FuseMixLiteError
 from .profiles import Profile, profile
@@ -31,14 +33,15 @@ class Record:
     @classmethod
     def load(cls, name: str, profile: str = "lite") -> "Record":
         path = RESULTS / profile / f"{name}.json"
-        try:
-            return cls(json.loads(path.read_text()))
-        except FileNotFoundError:
+        if not path.exists():
             raise FuseMixLiteError(
                 f"no record {path}: make it with `python -m fusemix_lite.experiments {name} --profile {profile}`"
-            ) from None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise FuseMixLiteError(f"record {path} is broken ({error}): make it again") from None
+            )
+        content = read_json(path, "it is broken, make it again")
+        wrong = _wrong(content)
+        if wrong:
+            raise FuseMixLiteError(f"record {path} is broken ({wrong}): make it again")
+        return cls(content)
 
     @classmethod
     def find(cls, name: str, profile: str) -> "Record | None":
@@ -83,13 +86,14 @@ class Record:
     def stamp(self) -> str:
         """When and with what the record was made, for the captions of what is drawn from it."""
         made = self.content["provenance"]
-        return f"recorded on {made['date']} with torch {made['torch']}, {len(self.seeds)} seeds"
+        date, torch = (made.get(key, "(unknown)") for key in ("date", "torch"))
+        return f"recorded on {date} with torch {torch}, {len(self.seeds)} seeds"
 
     @property
     def profile(self) -> Profile:
         """The scale at which the record was made; what its profile did not have yet is as it is now."""
-        made_at = {key: tuple(v) if isinstance(v, list) else v for key, v in self.content["config"].items()}
-        return replace(profile(made_at["name"]), **made_at)
+        made_at = dict(self.content["config"])
+        return profile(made_at.pop("name"), **made_at)
 
     def is_of(self, profile: Profile) -> bool:
         """Whether the record was made at that scale; the number of seeds and the device may differ."""
@@ -105,6 +109,36 @@ class Record:
                 f"run `make reproduce`, or find out why"
             )
         return expected
+
+
+def _wrong(content: object) -> str:
+    """What a record lacks, or holds instead of what is read of one; "" where nothing is wrong."""
+    kinds = {"name": str, "profile": str, "fingerprint": str, "seeds": list, "cells": list, "config": dict, "provenance": dict}
+    for key, kind in kinds.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            return f"no {key}"
+    if not content["seeds"] or not all(type(seed) is int for seed in content["seeds"]):
+        return "seeds that are no whole numbers"
+    if not all(isinstance(content["provenance"].get(key, ""), str) for key in ("date", "torch")):
+        return "nothing that says when and with what it was made"
+    known = set()
+    for cell in content["cells"]:
+        if not isinstance(cell, dict) or not isinstance(cell.get("arm"), dict) or not isinstance(cell.get("runs"), list):
+            return "a cell without an arm or runs"
+        if len(cell["runs"]) != len(content["seeds"]) or _key(cell["arm"]) in known:
+            return f"not one run a seed for {str(cell['arm'])[:200]}"
+        known.add(_key(cell["arm"]))
+        for run in cell["runs"]:
+            if not isinstance(run, dict) or not all(type(value) in (int, float) for value in run.values()):
+                return f"a run of {str(cell['arm'])[:200]} that holds other things than numbers"
+            if not all(abs(value) < math.inf for value in run.values()):
+                return f"a number of {str(cell['arm'])[:200]} that is not finite"
+    try:
+        config = dict(content["config"])
+        profile(config.pop("name", None), **config)
+    except FuseMixLiteError as error:
+        return str(error)
+    return ""
 
 
 #: The profiles whose records a chapter shows beside each other.

@@ -133,7 +133,8 @@ def made(tmp_path, monkeypatch):
         for name, found in arms.items():
             cells = [{"arm": arm, "chosen": {}, "runs": runs} for arm, runs in found]
             config = json.loads(json.dumps(asdict(experiments.EXPERIMENTS[name].scale(p))))
-            content = {"name": name, "config": config, "seeds": [0, 1], "cells": cells}
+            content = {"name": name, "profile": scale, "config": config, "seeds": [0, 1], "cells": cells}
+            content |= {"fingerprint": "", "provenance": {}}
             (tmp_path / scale).mkdir(exist_ok=True)
             (tmp_path / scale / f"{name}.json").write_text(json.dumps(content))
 
