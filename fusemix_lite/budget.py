@@ -511,10 +511,10 @@ def _free_ram() -> float | None:
     """Bytes that a process may still take: what Linux calls available, or less where a container has a limit."""
     found = []
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 found.append(1024.0 * int(line.split()[1]))
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{what}").read_text().strip() for what in ("max", "current"))
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{what}").read_text("utf-8").strip() for what in ("max", "current"))
         if limit != "max":
             found.append(float(limit) - float(used))
     except (OSError, ValueError):

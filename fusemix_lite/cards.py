@@ -88,7 +88,7 @@ def _guess(labels: list) -> dict:
 def load_probes(name: str) -> dict:
     """The committed probe table of a lite encoder: what `measure` gave, and for which weights and world."""
     try:
-        return json.loads((WEIGHTS / name / "probes.json").read_text())
+        return json.loads((WEIGHTS / name / "probes.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise FuseMixLiteError(f"no probe table of {name} ({error}): run `python -m fusemix_lite.cards`") from None
 
@@ -231,8 +231,8 @@ _CAPTIONS = {"image-text": "picture captions", "audio-text": "sound captions"}
 def encoder_card(name: str) -> str:
     """The model card of a lite encoder, in Markdown."""
     source = resolve_encoder(name)
-    config = json.loads((source.folder / "config.json").read_text())
-    recipe = json.loads((source.folder / "fusemix_lite.json").read_text())["pretraining"]
+    config = json.loads((source.folder / "config.json").read_text("utf-8"))
+    recipe = json.loads((source.folder / "fusemix_lite.json").read_text("utf-8"))["pretraining"]
     weights, modality, probes = source.folder / "model.safetensors", source.modality, load_probes(name)
     architecture, tags = config["architectures"][0], recipe.get("tags", False)
     bag = "bag" if architecture == "BertModel" and config["num_hidden_layers"] == 0 else None
@@ -667,7 +667,7 @@ def adapters_card(name: str) -> str:
     from .metrics import guessing
 
     folder = WEIGHTS / name
-    config, facts, sides = (json.loads((folder / f).read_text()) for f in ("config.json", "fit.json", "encoders.json"))
+    config, facts, sides = (json.loads((folder / f).read_text("utf-8")) for f in ("config.json", "fit.json", "encoders.json"))
     x, y = sides["names"]
     known = sides["encoders"]
     captions = facts["pairs"]["train"] // facts["items"]["train"]
@@ -730,10 +730,10 @@ def main() -> None:
     for name in LITE_ENCODERS:
         if args.again or not is_fresh(name):
             found = {"weights": weights_digest(name), "world": world_digest(), **measure(name)}
-            (WEIGHTS / name / "probes.json").write_text(json.dumps(found, indent=1) + "\n")
+            (WEIGHTS / name / "probes.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     CARDS.mkdir(exist_ok=True)
     for name, text in render().items():
-        (CARDS / name).write_text(text)
+        (CARDS / name).write_text(text, "utf-8")
         print(CARDS / name)
 
 

@@ -282,7 +282,7 @@ class Runs:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.done = path, {}
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text("utf-8").splitlines():
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
@@ -291,7 +291,7 @@ class Runs:
 
     def add(self, job: str, numbers: dict) -> None:
         self.done[job] = numbers
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"job": job, "numbers": numbers}) + "\n")
 
 

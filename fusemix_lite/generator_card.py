@@ -61,8 +61,8 @@ column also chose the sampler, by *kinds*: {sampler_steps} steps, guidance {guid
 
 def generator_card(weights: Path) -> str:
     """The card in Markdown, from the folders of both models below `weights`."""
-    made, read = (json.loads((weights / name / "fusemix_lite.json").read_text()) for name in (PACKAGED, READER))
-    config = json.loads((weights / PACKAGED / "config.json").read_text())
+    made, read = (json.loads((weights / name / "fusemix_lite.json").read_text("utf-8")) for name in (PACKAGED, READER))
+    config = json.loads((weights / PACKAGED / "config.json").read_text("utf-8"))
     recipe, sampler, reader = made["pretraining"], made["sampler"], read["pretraining"]
     chosen = next(row for row in sampler["tried"] if all(row[key] == sampler[key] for key in ("steps", "guidance")))
     files = {name: weights / name / "model.safetensors" for name in (PACKAGED, READER)}

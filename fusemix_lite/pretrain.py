@@ -294,7 +294,7 @@ def pretrain(name: str, out: Path, seed: int = 0, **overrides) -> Path:
         "pooling": pooling,
         "pretraining": {**recipe, "seed": seed, "cpu_minutes": round((time.process_time() - start) / 60, 1)},
     }
-    (folder / "fusemix_lite.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / "fusemix_lite.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     return folder
 
 

@@ -205,7 +205,7 @@ def train_generator(recipe: dict, seed: int = 0, work: Path | None = None) -> tu
                 **look(model, progress.average, val_codes, val_latents),
             }
             if work:
-                with (work / "log.jsonl").open("a") as file:
+                with (work / "log.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": done, **looks[done]}) + "\n")
         if done % SAVE_EVERY == 0:
             progress.save(done)
@@ -217,7 +217,7 @@ def train_generator(recipe: dict, seed: int = 0, work: Path | None = None) -> tu
 def _looks_before(work: Path | None, start: int) -> dict[int, dict]:
     """The looks of earlier processes, up to the step that this one goes on with."""
     log = work / "log.jsonl" if work else None
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log and log.exists() else []
     return {row.pop("step"): row for row in rows if row["step"] <= start}
 
 

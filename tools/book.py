@@ -97,7 +97,7 @@ def stage(folder: Path, notebooks: list[Path], address: str, measured: dict[str,
         for source in ROOT.glob(pattern):
             target = folder / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(source.read_text().replace("@REPO_URL@", address))
+            target.write_text(source.read_text("utf-8").replace("@REPO_URL@", address), "utf-8")
     for source in FOLDERS:
         shutil.copytree(ROOT / source, folder / source)
     shutil.copytree(ROOT / "book/_static", folder / "_static")
@@ -146,7 +146,7 @@ def build(profile: str | None, address: str, keep: bool) -> None:
         stamp = target.with_suffix(".json")
         key = fingerprint(chapter, parameters)
         print(f"[{i}/{len(todo)}] {chapter.stem} … ", end="", flush=True)
-        made = json.loads(stamp.read_text()) if stamp.exists() and target.exists() else {}
+        made = json.loads(stamp.read_text("utf-8")) if stamp.exists() and target.exists() else {}
         if keep and made.get("fingerprint") == key:
             print("kept")
         else:
@@ -158,7 +158,7 @@ def build(profile: str | None, address: str, keep: bool) -> None:
                 raise
             print(f"{seconds:.0f} s")
             made = {"fingerprint": key, "seconds": seconds, "parameters": parameters, "machine": machine()}
-            stamp.write_text(json.dumps(made, indent=1) + "\n")
+            stamp.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
         executed.append(target)
         measured[chapter.name] = made
     print("building the pages … ", end="", flush=True)
@@ -187,7 +187,7 @@ def write_address(address: str) -> None:
     if not re.match(r"(https|file)://\S+$", address):
         raise BookError(f"not an address: {address!r}; give one as in REPO_URL=https://github.com/someone/fusemix-lite")
     path = ROOT / "pyproject.toml"
-    path.write_text(path.read_text().replace(f'"{repository_address()}"', f'"{address}"'))
+    path.write_text(path.read_text("utf-8").replace(f'"{repository_address()}"', f'"{address}"'), "utf-8")
     for chapter in chapters():
         notebook = read(chapter)
         set_address(notebook, address)

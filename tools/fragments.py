@@ -53,7 +53,7 @@ OTHERS = [
 
 def versions() -> str:
     """What was tested together, from constraints.txt and pyproject.toml."""
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
     python = project()["requires-python"].removeprefix(">=")
     lines = ["| for | package | version |", "|---|---|---|", f"| everything | Python | {python} or newer |"]
     lines += [f"| {what} | {name} | {pins[name]} |" for what, names in _SHOWN.items() for name in names]
@@ -107,7 +107,7 @@ def _in_words(value) -> str:
 
 def profile_source() -> str:
     """The values of a profile as they stand in the code, whose comments say what they are."""
-    text = (ROOT / "fusemix_lite" / "profiles.py").read_text()
+    text = (ROOT / "fusemix_lite" / "profiles.py").read_text("utf-8")
     (found,) = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == "Profile"]
     lines = text.splitlines()[found.body[1].lineno - 1 : found.end_lineno]  # body[0] is the docstring
     while not lines[0].strip():
@@ -137,7 +137,7 @@ def modules(address: str) -> str:
     lines = ["| module | what it holds |", "|---|---|"]
     for path in sorted((ROOT / "fusemix_lite").glob("*.py")):
         if path.stem != "__init__":
-            about = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].split())
+            about = " ".join((ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0].split())
             about = re.sub(r":\w+:`([^`]*)`", r"`\1`", about).replace("``", "`").replace("|", "\\|")
             lines.append(f"| [`{path.stem}`]({address}/blob/main/fusemix_lite/{path.name}) | {about} |")
     return "\n".join(lines) + "\n"
@@ -145,7 +145,7 @@ def modules(address: str) -> str:
 
 def head(module: str) -> str:
     """What the head of a module says, in Markdown already; without its first sentence, which the list of modules has."""
-    text = ast.get_docstring(ast.parse((ROOT / "fusemix_lite" / f"{module}.py").read_text()))
+    text = ast.get_docstring(ast.parse((ROOT / "fusemix_lite" / f"{module}.py").read_text("utf-8")))
     return text.split("\n\n", 1)[1] + "\n"
 
 
@@ -276,10 +276,10 @@ def _tried(at: dict) -> str:
 
 def citation(address: str) -> str:
     """How to cite book and paper, from CITATION.cff."""
-    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     (paper,) = cff["references"]
     authors = [f"{a['family-names']}, {a['given-names']}" for a in paper["authors"]]
-    year = re.search(r"\d{4}", yaml.safe_load((ROOT / "_config.yml").read_text())["copyright"])[0]
+    year = re.search(r"\d{4}", yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["copyright"])[0]
     book_author = " and ".join(a["name"] for a in cff["authors"])
     return f"""\
 **The paper**, whose method this is:
@@ -309,7 +309,7 @@ def citation(address: str) -> str:
 
 
 def _record(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> None:
@@ -318,10 +318,10 @@ def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> No
     record, tortured = (_record(ROOT / f"book/results/{name}.json") for name in ("speed", "torture"))
     for name, row in record.items():
         if "curve" in row:
-            (folder / f"{name}.svg").write_text(curve(row))
+            (folder / f"{name}.svg").write_text(curve(row), "utf-8")
     fragments = {
         "speed": speed(record),
-        "faults": faults(yaml.safe_load((ROOT / "book/faults.yml").read_text()), tortured, address),
+        "faults": faults(yaml.safe_load((ROOT / "book/faults.yml").read_text("utf-8")), tortured, address),
         "torture": torture(tortured),
         "versions": versions(),
         "profiles": profiles(),
@@ -335,4 +335,4 @@ def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> No
         **ledgers(),
     }
     for name, text in fragments.items():
-        (folder / f"{name}.md").write_text(text)
+        (folder / f"{name}.md").write_text(text, "utf-8")

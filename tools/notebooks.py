@@ -30,7 +30,7 @@ if importlib.util.find_spec("fusemix_lite") is None:
 
 def project() -> dict:
     """The [project] table of pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def repository_address() -> str:
@@ -49,7 +49,7 @@ def toc_documents(root: Path = ROOT) -> list[str]:
             return own + [name for value in node.values() for name in walk(value)]
         return []
 
-    return walk(yaml.safe_load((root / "_toc.yml").read_text()))
+    return walk(yaml.safe_load((root / "_toc.yml").read_text("utf-8")))
 
 
 def chapters(root: Path = ROOT) -> list[Path]:
@@ -101,7 +101,7 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     nbformat.validate(notebook)
-    path.write_text(nbformat.writes(notebook).rstrip("\n") + "\n")
+    path.write_text(nbformat.writes(notebook).rstrip("\n") + "\n", "utf-8")
 
 
 def _joined(outputs: list) -> list:

@@ -58,9 +58,9 @@ def keep(path: Path, found: dict[str, dict], whole: bool) -> None:
     """Put counts into the record; those of other proofs stay, unless all have run."""
     from fusemix_lite.bench import machine
 
-    proofs = {} if whole or not path.exists() else json.loads(path.read_text())["proofs"]
+    proofs = {} if whole or not path.exists() else json.loads(path.read_text("utf-8"))["proofs"]
     content = {"command": "make torture", "machine": machine(), "proofs": dict(sorted((proofs | found).items()))}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def main() -> int:
