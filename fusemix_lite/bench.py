@@ -735,14 +735,14 @@ def _child(name: str, way: str, seed: int, smoke: bool) -> dict:
 def _reset_peak() -> int:
     """Bytes that this process holds now; its peak is counted from here on."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
     except OSError as error:
         raise FuseMixLiteError("bench: peaks of memory are read from /proc, on Linux: leave these rows out") from error
     return _memory("VmRSS")
 
 
 def _memory(key: str) -> int:
-    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))[1])
 
 
 def setting() -> dict:
@@ -753,7 +753,7 @@ def setting() -> dict:
 def machine() -> dict:
     """The machine and the software that a time was measured with; no name of the machine."""
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text("utf-8")) if info.exists() else None
     return {
         "processor": found[1].strip() if found else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -839,10 +839,10 @@ def keep(path: str | Path, name: str, found: dict) -> None:
     if found["smoke"]:
         raise FuseMixLiteError("bench: a record takes no smoke rows: leave out --smoke, or --record")
     path = Path(path)
-    content = json.loads(path.read_text()) if path.exists() else {}
+    content = json.loads(path.read_text("utf-8")) if path.exists() else {}
     content[name] = found
     ordered = {known: content[known] for known in ROWS if known in content}
-    path.write_text(json.dumps(content if len(ordered) < len(content) else ordered, indent=1) + "\n")
+    path.write_text(json.dumps(content if len(ordered) < len(content) else ordered, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

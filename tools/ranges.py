@@ -59,7 +59,7 @@ def environment(folder: Path | None = None) -> dict[str, str]:
 
 def versions(pins: Path) -> str:
     """What was chosen for the packages that matter most."""
-    chosen = dict(line.split("==") for line in pins.read_text().splitlines() if "==" in line and line[0].isalpha())
+    chosen = dict(line.split("==") for line in pins.read_text("utf-8").splitlines() if "==" in line and line[0].isalpha())
     return ", ".join(f"{name} {chosen[name].split()[0]}" for name in ("torch", "transformers", "numpy", "pillow"))
 
 
