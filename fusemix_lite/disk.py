@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
 from .errors import FuseMixLiteError
 
+LARGEST_JSON = 2**30  # bytes: what a folder from a stranger may make this process read into memory
 ASIDE = ".tmp"  # how the names of files end that are being written, or that a process left when it was killed
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -64,14 +66,28 @@ def as_json(content: Any) -> bytes:
     return (json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
 
 
-def read_json(file: Path, remedy: str) -> Any:
-    """The content of a JSON file. Raises FuseMixLiteError naming the file, what is wrong, and the remedy."""
+def read_json(file: Path, remedy: str, encoding: str = "utf-8", at_most: int = LARGEST_JSON) -> Any:
+    """The content of a JSON file of `at_most` so many bytes.
+
+    Raises FuseMixLiteError naming the file, what is wrong, and the remedy.
+    """
     try:
-        return json.loads(file.read_text("utf-8"))
+        return json.loads(plain_bytes(file, at_most).decode(encoding))
     except FileNotFoundError:
         raise FuseMixLiteError(f"{file} is missing: {remedy}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise FuseMixLiteError(f"{file} cannot be read ({error}): {remedy}") from error
+
+
+def plain_bytes(file: Path, at_most: int) -> bytes:
+    """The bytes of a file. Raises ValueError for what is none, such as a pipe, which might be read for ever, and for a larger
+    one, and OSError as reading does."""
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("no plain file")
+    if found.st_size > at_most:
+        raise ValueError(f"{found.st_size:,} bytes, more than {at_most:,}")
+    return file.read_bytes()
 
 
 def sha256(file: Path) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 
 from .disk import ASIDE, as_json, not_written, read_json, sha256, sync_folder, write_aside
 from .errors import FuseMixLiteError
+from .untrusted import HEADER
 
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
@@ -34,6 +35,7 @@ FORMAT = "fusemix-lite latents"
 VERSIONS = (1, 2)  # with the item ids in the manifest, and without
 ROWS_PER_SHARD = 2048
 IDS_IN_MANIFEST = 100_000  # rows: as many ids are read in a moment, 5 million would take seconds and half a gigabyte
+LARGEST_DIM = 2**20  # numbers of a latent: more is an error, or an attempt to take memory
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.json"
 
@@ -162,14 +164,19 @@ class LatentStore:
         """
         path = Path(path)
         manifest = read_manifest(path / MANIFEST)
-        arrays = []
+        origin, item_ids = origin_of(manifest), manifest.get("item_ids")
+        arrays, start = [], 0
         for shard in manifest["shards"]:
-            array, _ = open_shard(path / shard["name"])
+            array, metadata = open_shard(path / shard["name"])
             expected = (shard["rows"], manifest["shape"][1])
             if array.shape != expected or array.dtype.name != manifest["dtype"]:
                 found = f"{array.dtype} {array.shape}, not {manifest['dtype']} {expected}"
                 raise FuseMixLiteError(f"{path / shard['name']} holds {found}: {remedy(path)}")
+            named = metadata["item_ids"] if item_ids is None else item_ids[start : start + len(array)]
+            if origin_of(metadata) != origin or metadata["item_ids"] != named:
+                raise FuseMixLiteError(f"{path / shard['name']} holds other latents than the manifest says: {remedy(path)}")
             arrays.append(array)
+            start += len(array)
         return cls(path, manifest, arrays[0] if len(arrays) == 1 else ShardedRows(arrays))
 
     @classmethod
@@ -526,28 +533,39 @@ def read_manifest(file: Path) -> dict:
         origin_of(manifest)
         count, dim = manifest["shape"]
         rows = [shard["rows"] for shard in manifest["shards"]]
-        if not all(type(number) is int and number >= 0 for number in (count, dim, *rows)):
-            raise ValueError("shape and rows must be whole numbers")
+        if not all(type(number) is int and number >= 0 for number in (count, dim, *rows)) or dim > LARGEST_DIM:
+            raise ValueError("shape and rows must be whole numbers, none of them absurd")
         if manifest["version"] == 2 and "item_ids" in manifest:
             raise ValueError("item ids in a manifest of version 2")
         named = len(manifest["item_ids"]) if manifest["version"] == 1 else count
         if not count == sum(rows) == manifest["count"] == named:
             raise ValueError("shape, count, item ids and rows of the shards disagree")
-        if not all(isinstance(item, str) for item in manifest.get("item_ids", [])):
-            raise ValueError("item ids must be strings")
+        _check_ids(manifest.get("item_ids", []))
         for number, shard in enumerate(manifest["shards"]):
             if shard["name"] != shard_name(number) or not re.fullmatch("[0-9a-f]{64}", shard["sha256"]):
                 raise ValueError(f"shard {number} is called {shard['name']!r}")
         if not rows or manifest["dtype"] not in _CODES:
             raise ValueError("no shard, or an unknown dtype")
     except (KeyError, TypeError, ValueError) as error:
-        raise FuseMixLiteError(f"{file} is broken ({type(error).__name__}: {error}): {remedy(file.parent)}") from error
+        raise FuseMixLiteError(f"{file} is broken ({_told(error)}): {remedies}") from error
     return manifest
 
 
 def origin_of(record: dict) -> LatentOrigin:
     known = {"precision": "fp32"} | record
+    for field in fields(LatentOrigin):
+        if type(known[field.name]) is not (int if field.name == "items" else str):
+            raise TypeError(f"{field.name} is {known[field.name]!r:.80}")
     return LatentOrigin(**{field.name: known[field.name] for field in fields(LatentOrigin)})
+
+
+def _check_ids(item_ids: Any) -> None:
+    if not isinstance(item_ids, list) or not all(isinstance(item, str) for item in item_ids):
+        raise ValueError("item ids must be strings, in a list")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def open_shard(file: Path) -> tuple[np.ndarray, dict]:
@@ -558,19 +576,17 @@ def open_shard(file: Path) -> tuple[np.ndarray, dict]:
         size = file.stat().st_size
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            if length > size:
+            if length > min(size, HEADER):
                 raise ValueError("cut in its header")
             header = json.loads(opened.read(length))
         metadata, latents = json.loads(header["__metadata__"]["fusemix_lite"]), header["latents"]
         dtype = np.dtype({code: name for name, code in _CODES.items()}[latents["dtype"]])
         rows, dim = latents["shape"]
-        if not all(type(number) is int and number >= 0 for number in (rows, dim)) or len(metadata["item_ids"]) != rows:
-            raise ValueError(f"{latents['shape']} latents for other item ids")
-        if not all(isinstance(item, str) for item in metadata["item_ids"]):
-            raise ValueError("item ids must be strings")
-        if not all(type(entry["index"]) is int and isinstance(entry["item_id"], str) for entry in metadata["quarantine"]):
-            raise ValueError("an item that was left out has no index, or no id")
-        if size != 8 + length + rows * dim * dtype.itemsize:
+        _check_ids(metadata["item_ids"])
+        if type(rows) is not int or type(dim) is not int or rows != len(metadata["item_ids"]) or not 0 <= dim <= LARGEST_DIM:
+            raise ValueError(f"{latents['shape']!r:.80} latents for {len(metadata['item_ids'])} item ids")
+        _check_left_out(metadata["quarantine"])
+        if size != 8 + length + rows * dim * dtype.itemsize or latents["data_offsets"] != [0, size - 8 - length]:
             raise ValueError(f"truncated or too long: {size} bytes")
         origin_of(metadata)
         empty = rows * dim == 0  # an empty map is impossible
@@ -579,7 +595,7 @@ def open_shard(file: Path) -> tuple[np.ndarray, dict]:
         why = f"{file} cannot be read ({error.strerror or error})"
         raise FuseMixLiteError(f"{why}: see to its disk, or {remedy(file.parent)}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FuseMixLiteError(f"{file} is broken ({type(error).__name__}: {error}): {remedy(file.parent)}") from error
+        raise FuseMixLiteError(f"{file} is broken ({_told(error)}): {remedy(file.parent)}") from error
     return array, metadata
 
 
@@ -589,9 +605,19 @@ def read_quarantine(folder: Path) -> list[dict]:
     if file.is_symlink():
         raise FuseMixLiteError(f"{file} is a link: {remedy(folder)}")
     quarantine = read_json(file, remedy(folder))
-    if not isinstance(quarantine, list) or not all(isinstance(entry, dict) for entry in quarantine):
-        raise FuseMixLiteError(f"{file} is no list of items: {remedy(folder)}")
+    try:
+        _check_left_out(quarantine)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FuseMixLiteError(f"{file} is no list of items ({_told(error)}): {remedy(folder)}") from error
     return quarantine
+
+
+def _check_left_out(entries: Any) -> None:
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if type(entry["index"]) is not int or not isinstance(entry["item_id"], str) or not isinstance(entry["reason"], str):
+            raise ValueError(f"no item that was left out: {entry!r:.80}")
+    if not isinstance(entries, list):
+        raise ValueError("no list")
 
 
 def check_length(array: np.ndarray, size: int | None = None) -> None:

@@ -159,8 +159,10 @@ def test_verify_finds_a_flipped_bit_and_a_stale_manifest(folder):
     flip_bit(folder / "shard-00002.safetensors")
     LatentStore.open(folder).verify()
     rewrite_manifest(folder, item_ids=IDS[::-1])
+    with pytest.raises(FuseMixLiteError, match="shard-00000.safetensors holds other latents than the manifest says"):
+        LatentStore.open(folder)
     with pytest.raises(FuseMixLiteError, match="manifest.json does not say what the shards hold"):
-        LatentStore.open(folder).verify()
+        opened.verify()
 
 
 SHARD = "shard-00001.safetensors"
