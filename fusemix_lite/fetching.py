@@ -30,7 +30,7 @@ from .disk import as_json, sha256, write_aside
 from .errors import FuseMixLiteError
 from .public_data import lacks
 from .public_sets import Remote, public_set
-from .unpacking import unpack
+from .unpacking import safe_name, unpack
 
 NOTE = "fetched.json"
 ASK_ABOVE = 1_000_000_000  # bytes, from which on one is asked
@@ -90,7 +90,7 @@ def _unpack_fetched(remote: Remote, out: Path, progress: bool) -> None:
     archive = out / remote.name
     if not archive.is_file():
         return  # another process has done it meanwhile
-    names = unpack(archive, out, progress)
+    names = unpack(archive, out, progress, (NOTE, f"{NOTE}.lock"))
     note(out, remote.name, {"unpacked": sorted({names[0], names[len(names) // 2], names[-1]})})
     if not read_note(out)[remote.name].get("brought"):
         archive.unlink()
@@ -202,11 +202,19 @@ def read_note(folder: str | Path) -> dict[str, dict]:
         content = json.loads((Path(folder) / NOTE).read_text("utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FuseMixLiteError(f"{Path(folder) / NOTE} cannot be read ({error}): delete it to fetch again") from error
-    if not isinstance(content, dict) or not all(isinstance(told, dict) and "bytes" in told for told in content.values()):
+    if not isinstance(content, dict) or not all(map(_is_told, content.values())):
         raise FuseMixLiteError(f"{Path(folder) / NOTE} is no list of fetched files: delete it to fetch again")
     return content
+
+
+def _is_told(told: Any) -> bool:
+    """Whether this is what the note says of a file."""
+    if not isinstance(told, dict) or type(told.get("bytes")) is not int or not isinstance(told.get("sha256", ""), str):
+        return False
+    unpacked = told.get("unpacked", [])
+    return isinstance(unpacked, list) and all(isinstance(name, str) and safe_name(name) == name for name in unpacked)
 
 
 def note(folder: Path, name: str, facts: dict) -> None:
@@ -224,11 +232,11 @@ def _receive(remote: Remote, part: Path, shown: Any) -> None:
     """Append to `part` what is missing of the file. Raises _Cut where the connection breaks."""
     tag_file = part.with_name(part.name + ".etag")  # of the version that the part is of
     have = part.stat().st_size if part.exists() else 0
-    tag = tag_file.read_text("utf-8") if have and tag_file.is_file() else ""
+    tag = tag_file.read_text("utf-8", "replace")[:1000] if have and tag_file.is_file() else ""
     headers = dict(_HEADERS)
     if have:
         headers["Range"] = f"bytes={have}-"
-        if tag:
+        if tag.isascii() and tag.isprintable() and tag:
             headers["If-Range"] = tag  # the whole file comes if it has changed since
     try:
         with urllib.request.urlopen(urllib.request.Request(remote.url, headers=headers), timeout=TIMEOUT) as answer:
@@ -245,6 +253,8 @@ def _receive(remote: Remote, part: Path, shown: Any) -> None:
             tag_file.write_text(_validator(answer), "utf-8")
             with part.open("ab" if start else "wb") as opened:
                 while chunk := answer.read(_CHUNK):
+                    if total is None:  # a server that says no length may send for ever
+                        check_room(part.parent, 0)
                     opened.write(chunk)
                     shown.update(len(chunk))
             size = part.stat().st_size
@@ -273,13 +283,13 @@ def _start_and_total(answer: Any, have: int) -> tuple[int, int | None]:
     """Where an answer begins, and how long the whole file is, as far as the server says."""
     length = answer.headers.get("Content-Length")
     if answer.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range") or "")
+        found = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", answer.headers.get("Content-Range") or "")
         if not found or int(found[1]) != have:
             raise FuseMixLiteError(f"{answer.url} answers with another range than was asked for: delete the .part, try again")
         return have, int(found[2]) if found[2] != "*" else None
     if "text/html" in (answer.headers.get("Content-Type") or ""):
         raise FuseMixLiteError(f"{answer.url} answers with a web page, not the file: open it in a browser")
-    return 0, int(length) if length else None
+    return 0, int(length) if re.fullmatch("[0-9]{1,18}", length or "") else None
 
 
 def _validator(answer: Any) -> str:
