@@ -1,9 +1,12 @@
 """Whose fault an exception is: that of the item in hand, which is then left out, or that of the machine, which stops the pass.
 
-An item that is left out stays out, so the doubt is the machine's: too little memory, too many open files.
+An item that is left out stays out, so the machine has the blame for what it might have done: too little memory, too many open
+files.
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -11,7 +14,7 @@ from .decoding import first_line
 from .errors import FuseMixLiteError
 
 _LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "cannot allocate memory")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed")
 
 
 def of_the_machine(error: BaseException | None) -> Exception | None:
@@ -35,10 +38,20 @@ def reason(error: Exception) -> str:
     return str(error) if isinstance(error, FuseMixLiteError | OSError) else f"{type(error).__name__}: {first_line(error)}"
 
 
-def stopped(fault: Exception, kept: str) -> FuseMixLiteError:
-    """What to say when the machine stops a pass; `kept` says what is kept."""
-    if isinstance(fault, OSError) and fault.errno != errno.ENOMEM:
-        return FuseMixLiteError(f"{fault.strerror}: a limit of this machine (ulimit -n), or use fewer workers; {kept}")
-    said = first_line(fault)
-    remedy = "use a smaller batch_size (--batch-size), fewer workers or, on a GPU, precision bf16"
-    return FuseMixLiteError(f"out of memory ({said}): {remedy}; {kept}")
+@contextmanager
+def faults_of_the_machine(kept: str) -> Iterator[None]:
+    """What is its fault becomes FuseMixLiteError with a remedy; `kept` says what is not lost."""
+    try:
+        yield
+    except FuseMixLiteError:
+        raise
+    except Exception as error:
+        fault = of_the_machine(error)
+        if fault is None:
+            raise
+        if isinstance(fault, OSError) and fault.errno != errno.ENOMEM:
+            what = f"{fault}: a limit of this machine, no fault of an item: raise it, or use fewer workers"
+        else:
+            remedy = "use a smaller batch_size (--batch-size), fewer workers or, on a GPU, precision bf16 (--precision bf16)"
+            what = f"out of memory ({first_line(fault)}): {remedy}"
+        raise FuseMixLiteError(f"{what}; {kept}") from error

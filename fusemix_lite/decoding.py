@@ -212,7 +212,10 @@ def _read_sound(item: str | Path | bytes) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(_source(item)) as file:
+        source = _source(item)
+        if not isinstance(item, bytes):
+            Path(item).open("rb").close()  # which says why it cannot be opened, where soundfile says "System error"
+        with soundfile.SoundFile(source) as file:
             if file.format not in _SOUNDS:
                 raise FuseMixLiteError(f"{_name(item)} is a {file.format}, which is not read: save it as WAV or FLAC")
             expected, rate = file.frames, file.samplerate
@@ -225,7 +228,7 @@ def _read_sound(item: str | Path | bytes) -> tuple[np.ndarray, int]:
     except Exception as error:  # soundfile raises many kinds for broken files
         raise FuseMixLiteError(f"{_name(item)} is no readable sound: {first_line(error)}") from error
     with io.BytesIO(item) if isinstance(item, bytes) else Path(item).open("rb") as opened:
-        if len(samples) < expected or _is_cut_short(opened):
+        if len(samples) < expected or is_cut_short(opened):
             raise FuseMixLiteError(f"{_name(item)} is truncated: its end is missing")
     return samples.mean(1), rate
 
@@ -239,7 +242,7 @@ def _check_length(frames: int, channels: int, rate: int, item: Any) -> None:
         raise FuseMixLiteError(f"{_name(item)} is too long a sound ({told}): cut it into parts, or raise decoding.MAX_SAMPLES")
 
 
-def _is_cut_short(file: BinaryIO) -> bool:
+def is_cut_short(file: BinaryIO) -> bool:
     """Whether a WAV, AIFF or Ogg file lacks its end: libsndfile reads what is there and says nothing."""
     head, size = file.read(8), file.seek(0, 2)
     if head[:4] in (b"RIFF", b"FORM"):

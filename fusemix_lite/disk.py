@@ -62,8 +62,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def as_json(content: Any) -> bytes:
-    """Content as the JSON of this package's files: UTF-8, an indented line an entry, no NaN."""
-    return (json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
+    """Content as the JSON of this package's files: UTF-8, an indented line an entry, no NaN. Half a surrogate pair, as names of
+    files may hold, becomes an escape of JSON, which looks like one of Python."""
+    return (json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_json(file: Path, remedy: str, encoding: str = "utf-8", at_most: int = LARGEST_JSON) -> Any:

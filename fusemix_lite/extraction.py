@@ -14,29 +14,38 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from .encoders import (
-    PRECISIONS,
-    BaseEncoder,
-    EncoderSource,
-    encode_together,
-    load_encoders,
-    passes_of,
-    resolve_encoder,
-)
+from .blame import faults_of_the_machine
+from .disk import ASIDE, not_written
+from .encoders import PRECISIONS, BaseEncoder, EncoderSource, load_encoders, passes_of, resolve_encoder
 from .errors import FuseMixLiteError
-from .feeding import Batch, Task, feed, path_of
-from .store import ROWS_PER_SHARD, LatentOrigin, LatentStore, LatentWriter, hold_lock, open_same
+from .feeding import Batch, Task, batches_of, feed, path_of
+from .narrowing import KEPT, encode_batch
+from .store import (
+    MANIFEST,
+    QUARANTINE,
+    ROWS_PER_SHARD,
+    LatentOrigin,
+    LatentStore,
+    LatentWriter,
+    hold_lock,
+    open_same,
+    open_shard,
+    origin_of,
+    shard_name,
+    shard_number,
+)
 
 AnyEncoder = BaseEncoder | str | Path
 
 PATIENCE = 1800.0  # seconds without a new shard after which the other processes of a pass count as dead
+IN_A_ROW = 64  # items that fail, after which it is asked whether it is the items that do
 _POLL = 0.2
 
 
@@ -51,6 +60,7 @@ def extract(
     precision: str = "fp32",
     workers: int | None = None,
     append: bool = False,
+    overwrite: bool = False,
 ) -> LatentStore | dict[str, LatentStore]:
     """Encode the items of a dataset that fit an encoder's modality, and store the latents as float16.
 
@@ -65,8 +75,9 @@ def extract(
 
     Shards that are whole are kept, so a pass that died goes on where it stood and ends with the same bytes. A complete
     store of the same dataset and encoder is returned as it is. Two processes with one `out` wait for each other; those that
-    were launched together (RANK, WORLD_SIZE) divide the shards. Items that cannot be read or encoded are left out and listed
-    in the store's quarantine; a warning says how many.
+    were launched together (RANK, WORLD_SIZE) divide the shards. Items that cannot be read or encoded, whatever is raised, are
+    left out and listed in the store's quarantine; a warning says how many. But where items fail in a row, one that worked
+    is tried again: if it fails as well, their disk has gone or the encoder has broken, and the pass stops.
 
     Args:
         precision: "fp32"; "bf16" or "fp16" for mixed precision, which is faster on a GPU. Part of the store's origin.
@@ -74,10 +85,12 @@ def extract(
             8 at most, as far as they can start: a script needs ``if __name__ == "__main__":`` for any.
         append: `out` may hold the store of a smaller version of the dataset, with the same items (unchanged, which only their
             ids can show) at its beginning: only new shards are encoded, and the bytes are those of a store made at once.
+        overwrite: what `out` holds of other latents is deleted; what belongs to these is kept.
 
-    Raises FuseMixLiteError if `out` holds something else, nothing could be encoded, or a worker or another process died.
+    Raises FuseMixLiteError if `out` holds something else or cannot be written, nothing could be encoded, memory is too small,
+    or a worker or another process died.
     """
-    out, how = Path(out), _How(batch_size, device, progress, precision, workers, append)
+    out, how = Path(out), _How(batch_size, device, progress, precision, workers, append, overwrite)
     if not isinstance(encoders, Mapping | list | tuple):
         return _extract(dataset, [(encoders, out)], how)[0]
     named = encoders.items() if isinstance(encoders, Mapping) else [(_source(encoder).id, encoder) for encoder in encoders]
@@ -166,11 +179,14 @@ class _How:
     precision: str
     workers: int | None
     append: bool = False
+    overwrite: bool = False
 
     def __post_init__(self):
         if self.precision not in PRECISIONS or self.batch_size < 1 or (self.workers or 0) < 0:
             found = f"precision = {self.precision!r}, batch_size = {self.batch_size}, workers = {self.workers}"
             raise FuseMixLiteError(f"extract: {found}: give one of {', '.join(PRECISIONS)}, at least 1, at least 0")
+        if self.overwrite and (self.append or Share.of_this_process().world > 1):
+            raise FuseMixLiteError("extract: no overwrite with append or in several processes: delete the folder by hand")
 
 
 @dataclass
@@ -189,37 +205,65 @@ class _Pass:
     kept: list[int] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
     left_out: list[dict] = field(default_factory=list)
+    # of this process:
+    good: int | None = None  # index of an item that could be encoded
+    row: int = 0  # items that have failed since
 
-    def open_finished(self, append: bool) -> bool:
-        """Open the store if it is complete. One of another origin is refused, or taken for unfinished if `append`."""
-        manifest = self.out / "manifest.json"
+    def open_finished(self, how: "_How") -> bool:
+        """Open the store if it is complete. One of another origin is refused, or taken for unfinished if it may be replaced."""
+        manifest, other = self.out / MANIFEST, how.append or how.overwrite
         try:
-            if manifest.exists() and not (append and LatentStore.open(self.out).origin != self.origin):
+            if manifest.exists() and not (other and LatentStore.open(self.out).origin != self.origin):
                 self.store = open_same(self.out, self.origin, may_append=True)
         except FuseMixLiteError:
-            if manifest.exists():
+            if manifest.exists() and not how.overwrite:
                 raise  # else the first process has just begun to append
         return self.store is not None
 
-    def begin(self, data: "_Field", share: "Share", append: bool) -> None:
+    def begin(self, data: "_Field", share: "Share", how: "_How") -> None:
         """Find out which shards are to be done; of a smaller version of the dataset, take over those that fit."""
+        if how.overwrite:
+            self._make_way()
         try:
-            self.writer = LatentWriter(self.out, self.origin, append=append, locked=True)
+            self.writer = LatentWriter(self.out, self.origin, append=how.append, locked=True)
         except FuseMixLiteError:
-            if share.rank and self.open_finished(append):
+            if share.rank and self.open_finished(how):
                 return  # all shards were there, and the first process was faster
             raise
         whole = self.writer.check_older(data.shards, data.item_ids)
-        if append and share.rank == 0:
-            (self.out / "manifest.json").unlink(missing_ok=True)  # of the smaller version
+        if how.append and share.rank == 0:
+            (self.out / MANIFEST).unlink(missing_ok=True)  # of the smaller version
         for number in share.of(len(data.shards)):
             if number in whole:
                 self.writer.adopt(number)
             elif not self.writer.has(number):
                 self.todo.add(number)
 
+    def _make_way(self) -> None:
+        """Delete what a store of other latents consists of, the manifest first, and nothing else: not even that if there is
+        anything else, which the writer refuses."""
+        files = list(self.out.iterdir()) if self.out.is_dir() else []
+        if any(f.name not in (MANIFEST, QUARANTINE) and f.suffix != ASIDE and shard_number(f.name) is None for f in files):
+            return
+        try:
+            (self.out / MANIFEST).unlink(missing_ok=True)
+            for file in files:
+                if shard_number(file.name) is not None and not self._is_ours(file):
+                    file.unlink()
+        except OSError as error:
+            raise not_written(self.out, error) from error
+
+    def _is_ours(self, shard: Path) -> bool:
+        try:
+            return origin_of(open_shard(shard)[1]) == self.origin
+        except FuseMixLiteError:
+            return False
+
     def take(self, batch: Batch, z: torch.Tensor, values: Sequence[Any]) -> None:
         """Latents (B, D) of a batch of the shard in hand."""
+        if z.ndim != 2 or len(z) != len(batch.indices):
+            found = f"{tuple(z.shape)} for {len(batch.indices)} items"
+            raise FuseMixLiteError(f"encoder {self.source.id} gave {found}: (B, D) is needed")
         finite = z.isfinite().all(1)
         self.latents.append(z[finite])
         for index, good in zip(batch.indices, finite.tolist(), strict=True):
@@ -229,9 +273,48 @@ class _Pass:
                 path = path_of(values[index], self.source.modality)
                 self.left_out.append({"index": index, "path": path, "reason": "its latent is not finite"})
 
+    def judge(self, indices: range, data: "_Field", precision: str) -> None:
+        """Of a batch that is done: if items fail in a row, or the last of a shard, is it they that fail?
+
+        Raises FuseMixLiteError if not: what is left out stays out, and a disk that has gone would take all the rest with it.
+        """
+        failed, before = {entry["index"] for entry in self.left_out}, self.row
+        for index in indices:
+            self.row, self.good = (self.row + 1, self.good) if index in failed else (0, index)
+        many = self.row // IN_A_ROW > min(before, self.row) // IN_A_ROW
+        if not many and not (self.row and indices.stop == data.shards[indices.start // ROWS_PER_SHARD].stop):
+            return
+        if self.good is None and many:
+            self.good = self._known_good(data)
+        if self.good is not None:
+            (batch,) = batches_of([self.encoder], [self.good], data.values.__getitem__)
+            batch, _ = encode_batch([self.encoder], batch, data.values, precision)
+            if batch.left_out:
+                item, why = data.item_ids[self.good], batch.left_out[0]["reason"]
+                remedy = "their disk may be gone, or the encoder broken: see to it"
+                raise FuseMixLiteError(f"items fail, and so does {item} now, which worked before ({why}): {remedy}; {KEPT}")
+        elif many:
+            entry = min(self.left_out, key=lambda entry: entry["index"])
+            why = f"first of all {data.item_ids[entry['index']]} ({entry['reason']})"
+            remedy = "see to the data or the encoder, or leave these items out of the data"
+            raise FuseMixLiteError(f"none of {self.row} items in a row can be used, {why}: {remedy}; {KEPT}")
+
+    def _known_good(self, data: "_Field") -> int | None:
+        """The index of an item in a shard that was written earlier."""
+        for number, indices in enumerate(data.shards):
+            if self.writer.has(number):
+                gone = {entry["index"] for entry in open_shard(self.out / shard_name(number))[1]["quarantine"]}
+                if len(gone) < len(indices):
+                    return next(index for index in indices if index not in gone)
+        return None
+
     def flush(self, number: int, data: "_Field") -> None:
         """Write the shard in hand."""
         item_ids = data.item_ids
+        if odd := [
+            item for item in item_ids[data.shards[number].start : data.shards[number].stop] if not isinstance(item, str)
+        ]:
+            raise FuseMixLiteError(f"dataset {data.dataset_id} has an item id that is no string: {odd[0]!r}")
         assert len(self.kept) + len(self.left_out) == len(data.shards[number]), "every item is stored or left out"
         latents = torch.cat([torch.empty(0, self.encoder.dim), *self.latents])
         quarantine = [
@@ -304,15 +387,15 @@ def _pass_over(data: _Field, passes: list[_Pass], how: _How, share: Share) -> No
     total, count = len(data.item_ids), len(data.shards)
     for one in passes:
         one.origin = _origin_of(data, one.source, how.precision)
-    passes = [one for one in passes if not one.open_finished(how.append)]  # before the lock: a cache may be read-only
+    passes = [one for one in passes if not one.open_finished(how)]  # before the lock: a cache may be read-only
     mine = share.of(count)
     others = [number for number in range(count) if number not in mine]
     with ExitStack() as locks:
         for one in sorted(passes, key=lambda one: one.out):  # in one order, or two processes may wait for each other for ever
             locks.enter_context(hold_lock(one.out, share.rank))
-        passes = [one for one in passes if not one.open_finished(how.append)]
+        passes = [one for one in passes if not one.open_finished(how)]
         for one in passes:
-            one.begin(data, share, how.append)
+            one.begin(data, share, how)
         _encode(data, [one for one in passes if one.todo], how, mine)
         for one in passes:
             if share.rank == 0:
@@ -320,7 +403,7 @@ def _pass_over(data: _Field, passes: list[_Pass], how: _How, share: Share) -> No
                 one.store = one.writer.finish(count)
                 _warn_of_left_out(one.store, total)
             else:
-                _wait_for(lambda one=one: one.open_finished(append=True), 1, f"the manifest of {one.out}")
+                _wait_for(lambda one=one: one.open_finished(replace(how, append=True)), 1, f"the manifest of {one.out}")
 
 
 def _encode(data: _Field, passes: list[_Pass], how: _How, mine: range) -> None:
@@ -342,12 +425,15 @@ def _encode(data: _Field, passes: list[_Pass], how: _How, mine: range) -> None:
     who = passes[0].source.id if len(passes) == 1 else f"{len(passes)} {passes[0].source.modality} encoders"
     silent = not how.progress or mine.start > 0  # one bar, however many processes
     bar = tqdm(total=total, initial=total - left, desc=f"{who} on {data.dataset_id}", unit=" items", disable=silent)
-    with bar, closing(feed(data.values, encoders, tasks(), how.workers)) as stream:  # workers end with it, whatever happens
-        for task, batches in stream:
+    stream = closing(feed(data.values, encoders, tasks(), how.workers))  # workers end with it, whatever happens
+    with faults_of_the_machine(KEPT), bar, stream as batches_by_task:
+        for task, batches in batches_by_task:
             number = task.indices.start // ROWS_PER_SHARD
             for place, batch in zip(task.encoders, batches, strict=True):
                 wanted = _with(groups[place], number)
                 _take(wanted, batch, data.values, how.precision)
+                for one in wanted:
+                    one.judge(task.indices, data, how.precision)
                 if task.indices.stop == data.shards[number].stop:
                     for one in wanted:
                         one.flush(number, data)
@@ -371,11 +457,10 @@ def _with(group: list[_Pass], number: int) -> list[_Pass]:
 
 def _take(group: list[_Pass], batch: Batch, values: Sequence[Any], precision: str) -> None:
     """Encode a batch of the shard in hand, once for all passes whose encoders share weights."""
-    for one in group:
+    batch, latents = encode_batch([one.encoder for one in group], batch, values, precision)
+    for one, z in zip(group, latents or [None] * len(group), strict=True):
         one.left_out += batch.left_out
-    if batch.indices:
-        latents = encode_together([one.encoder for one in group], batch.inputs, precision)
-        for one, z in zip(group, latents, strict=True):
+        if z is not None:
             one.take(batch, z, values)
 
 
@@ -407,9 +492,9 @@ def _own_device(device: str | torch.device) -> str | torch.device:
 def _warn_of_left_out(store: LatentStore, total: int) -> None:
     if store.quarantine:
         first = store.quarantine[0]
+        said = f"{len(store.quarantine)} of {total} items left out (first: {first['item_id']}, {first['reason']})"
         warnings.warn(
-            f"{len(store.quarantine)} of {total} items left out (first: {first['item_id']}, {first['reason']}); "
-            f"see {store.path / 'quarantine.json'}",
+            str(FuseMixLiteError(f"{said}; see {store.path / QUARANTINE}")),  # one line, whatever the item is called
             stacklevel=5,  # the caller of `extract`
         )
 

@@ -1,13 +1,15 @@
 """Sounding Scenes as files: a folder as a reader's own pairs would be, with media files and a table of captions."""
 
 import csv
+import errno
 import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from .datasets import WORLD_VERSION, SoundingScenes
-from .disk import as_json, write_aside
+from .decoding import is_cut_short
+from .disk import ASIDE, as_json, not_written, write_aside
 from .errors import FuseMixLiteError
 
 MEDIA = {"image-text": ("image", "png"), "audio-text": ("audio", "ogg")}  # pair set -> modality, kind of file
@@ -33,7 +35,7 @@ def write_scenes(
 
     Returns what was asked for, with the number of files written now (``written``).
 
-    Raises FuseMixLiteError for a knob out of range, and if ``out`` holds anything else.
+    Raises FuseMixLiteError for a knob out of range, and if ``out`` holds anything else or cannot be written.
     """
     if pair not in MEDIA:
         raise FuseMixLiteError(f"no pairs {pair!r} in Sounding Scenes; there are {', '.join(MEDIA)}")
@@ -43,10 +45,20 @@ def write_scenes(
     if not split:
         counts["train"] = items - counts["val"] - counts["test"]
     worlds = [SoundingScenes(pair, part, n, captions, noise, seed=seed) for part, n in counts.items()]
-    modality, suffix = MEDIA[pair]
+    modality, _ = MEDIA[pair]
     asked = {"world": f"sounding-scenes-v{WORLD_VERSION}", "pair": pair, "items": items, "split": split}
     asked |= {"captions": captions, "noise": noise, "seed": seed}
-    out = Path(out)
+    try:
+        rows, written = _write(Path(out), asked, worlds, progress)
+    except OSError as error:
+        raise not_written(Path(error.filename or out), error) from error
+    return {**asked, "media": modality, "parts": counts, "rows": rows, "written": written}
+
+
+def _write(out: Path, asked: dict, worlds: list[SoundingScenes], progress: bool) -> tuple[int, int]:
+    """Write what is not there yet. Returns how many rows the table has, and how many files were written."""
+    pair, split, captions = asked["pair"], asked["split"], asked["captions"]
+    modality, suffix = MEDIA[pair]
     _claim(out, asked)
     (out / modality).mkdir(exist_ok=True)
 
@@ -64,7 +76,10 @@ def write_scenes(
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([(modality, "text", *(() if split else ("split",))), *rows])
     write_aside(out / TABLE, table.getvalue().encode())
-    return {**asked, "media": modality, "parts": counts, "rows": len(rows), "written": written}
+    for folder in (out, out / modality):
+        for file in folder.glob("*" + ASIDE):
+            file.unlink(missing_ok=True)  # left where a pass was killed
+    return len(rows), written
 
 
 def _claim(out: Path, asked: dict) -> None:
@@ -75,13 +90,14 @@ def _claim(out: Path, asked: dict) -> None:
     if marker.is_file():
         try:
             found = json.loads(marker.read_text("utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if found != asked:
             raise FuseMixLiteError(f"{out} holds other scenes (see {marker}): choose a new folder, or ask for the same")
         return
-    if out.is_dir() and any(out.iterdir()):
-        raise FuseMixLiteError(f"{out} is in use (it holds {sorted(out.iterdir())[0].name}): choose a new folder")
+    held = sorted(file.name for file in out.iterdir() if file.suffix != ASIDE) if out.is_dir() else []
+    if held:
+        raise FuseMixLiteError(f"{out} is in use (it holds {held[0]}): choose a new folder")
     out.mkdir(parents=True, exist_ok=True)
     write_aside(marker, as_json(asked))
 
@@ -98,9 +114,19 @@ def _write_ogg(file: Path, audio) -> None:
 
     from .scene_audio import RATE
 
-    aside = file.with_name(file.name + ".tmp")
-    soundfile.write(aside, audio, RATE, format="OGG", subtype="VORBIS")
-    aside.replace(file)
+    aside = file.with_name(file.name + ASIDE)
+    try:
+        soundfile.write(aside, audio, RATE, format="OGG", subtype="VORBIS")
+        with aside.open("rb") as opened:
+            if is_cut_short(opened):
+                raise OSError(errno.ENOSPC, "it was cut short; is the disk full?", str(file))
+        aside.replace(file)
+    except soundfile.LibsndfileError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, f"{error} Is the disk full?", str(file)) from error
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _tqdm(items: list, label: str, progress: bool) -> Iterable:
