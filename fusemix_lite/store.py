@@ -408,10 +408,10 @@ class LatentWriter:
                 (self.path / shard_name(number)).unlink()
             why = f", first of all {quarantine[0]['item_id']}: {quarantine[0]['reason']}" if quarantine else ""
             raise FuseMixLiteError(f"{self.path}: no latent to store{why}")
+        for file in self.path.glob("*" + ASIDE):  # of processes that died: every other one has written all it had to
+            file.unlink(missing_ok=True)  # now, as nobody looks for them where there is a manifest
         write_description(self.path, manifest, quarantine)
         sync_folder(self.path.parent)
-        for file in self.path.glob("*" + ASIDE):
-            file.unlink(missing_ok=True)  # of processes that died: every other one has written all it had to
         self.close()
         return LatentStore.open(self.path)
 
