@@ -2,9 +2,11 @@
 
 Needs the extra: pip install "fusemix-lite[data]". Media are taken as the bytes or the path that the table holds and
 decoded here, as those of any other data set, so that no decoder of that library is needed. No script that comes with a
-data set is run, and nothing is fetched.
+data set is run, and nothing is fetched. Files may come from anybody: what they name has to lie in their folder. An object is
+taken as it is.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from .disk import read_json
 from .errors import FuseMixLiteError
 from .public_layouts import Row
 from .public_pairs import PublicPairs, collect
+from .unpacking import AT_LEAST, RATIO, safe_name
 
 _CAPTION = re.compile(r"(caption|text|sentence|raw)s?([_-]?[0-9]+)?", re.IGNORECASE)
 
@@ -27,6 +31,7 @@ class Cell:
     table: Any
     row: int
     column: str
+    home: Path | None = None  # the folder that a path in it may not leave; None: any path, as it stands
 
     def __call__(self) -> Any:
         value = self.table[self.row][self.column]
@@ -36,29 +41,29 @@ class Cell:
         if isinstance(value, bytes) or content is not None:
             return value if content is None else content
         if isinstance(path, str):
-            return Path(path)
+            return _placed(path, self.home, f"row {self.row}: {self.column}")
         raise FuseMixLiteError(f"row {self.row}: {self.column} holds neither bytes nor a path, but {type(value).__name__}")
 
 
 class Cells(Sequence):
     """One column of a table, (N,), made on the fly."""
 
-    def __init__(self, table: Any, column: str, rows: Sequence[int]):
-        self.table, self.column, self.rows = table, column, rows
+    def __init__(self, table: Any, column: str, rows: Sequence[int], home: Path | None = None):
+        self.table, self.column, self.rows, self.home = table, column, rows, home
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return Cells(self.table, self.column, self.rows[index])
-        return Cell(self.table, self.rows[index], self.column)
+            return Cells(self.table, self.column, self.rows[index], self.home)
+        return Cell(self.table, self.rows[index], self.column, self.home)
 
     def sizes(self) -> Iterator[int | None]:
         """Bytes (or samples) of each cell, from the table's own lengths: nothing is decoded. A path has its file's."""
         found = []
         for batch in self.table.select_columns([self.column]).with_format("arrow").iter(1000):
-            found += _lengths(batch[self.column].combine_chunks())
+            found += _lengths(batch[self.column].combine_chunks(), self.home)
         return (found[row] for row in self.rows)
 
 
@@ -86,7 +91,7 @@ def read_hub(
     """
     if media not in ("image", "audio"):
         raise FuseMixLiteError(f'media = {media!r}: give "image" or "audio"')
-    table, name = _opened(source, split)
+    table, name, home = _opened(source, split)
     column = column or _media_column(table, media, name)
     texts = [text] if isinstance(text, str) else list(text or _caption_columns(table, name))
     for wanted in (column, *texts, *([item] if item else [])):
@@ -94,35 +99,41 @@ def read_hub(
             raise FuseMixLiteError(f'{name} has no column "{wanted}"; there are {", ".join(table.column_names)}')
     table = _undecoded(table, column)
     words = table.select_columns([*texts, *([item] if item else [])])
-    names = [str(value) for value in words[item]] if item else [f"{row:08d}" for row in range(len(table))]
+    ids = words[item] if item else [f"{row:08d}" for row in range(len(table))]
+    lacking = next((row for row, value in enumerate(ids) if value is None or value != value), None)
+    if lacking is not None:
+        raise FuseMixLiteError(f'{name}, row {lacking}: no id in "{item}": all rows without one would be one item; fill it in')
+    names = [str(value) for value in ids]
     if not names:
         raise FuseMixLiteError(f"{name} holds no row")
     rows = ((f"{name}, row {row}", Row(names[row], (names[row],), _captions(words[row], texts))) for row in range(len(table)))
     collected = collect(rows)
     place = {item: row for row, item in reversed(list(enumerate(names)))}  # the first row of an item
-    values = Cells(table, column, [place[item] for item in collected.items])
+    values = Cells(table, column, [place[item] for item in collected.items], home)
     return PublicPairs(name, split or "all", media, collected.items, values, collected.texts, collected.owners)
 
 
-def _opened(source: Any, split: str | None) -> tuple[Any, str]:
+def _opened(source: Any, split: str | None) -> tuple[Any, str, Path | None]:
+    """A table, its name, and the folder that paths in it may not leave (None for an object, which its user has made)."""
     try:
         import datasets
     except ImportError as error:
         raise FuseMixLiteError('datasets is not installed: pip install "fusemix-lite[data]"') from error
     if not isinstance(source, str | Path):
-        return _one_split(source, split, "table"), "table"
+        return _one_split(source, split, "table"), "table", None
     path = Path(source).expanduser()
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem)[:40] or "table"
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.parquet") if file.is_file())
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            return _one_split(datasets.load_from_disk(str(path)), split, path), name
+            _check_saved(path)
+            return _whole(_one_split(datasets.load_from_disk(str(path)), split, path)), name, path
         if files and split and path.is_dir():
             files = [file for file in files if split in file.relative_to(path).as_posix()]
             if not files:
                 raise FuseMixLiteError(f'{path} has no parquet file with "{split}" in its name')
         if files:
-            return _table(datasets, files), name
+            return _whole(_table(datasets, files)), name, path if path.is_dir() else path.parent
     except FuseMixLiteError:
         raise
     except Exception as error:  # pyarrow and datasets have many kinds for what is damaged
@@ -131,11 +142,51 @@ def _opened(source: Any, split: str | None) -> tuple[Any, str]:
     raise FuseMixLiteError(f"{path} holds no data: give a folder of save_to_disk, or parquet files")
 
 
+def _check_saved(folder: Path) -> None:
+    """Raise for a folder of `save_to_disk` that names files or splits outside of it."""
+    remedy = "write or fetch it again"
+    if (folder / "dataset_dict.json").is_file():
+        named = read_json(folder / "dataset_dict.json", remedy)["splits"]
+        states = {split: folder / str(split) / "state.json" for split in named}
+    else:
+        named, states = [], {"": folder / "state.json"}
+    for split, state in states.items():
+        if split in named and safe_name(split) != split:
+            raise FuseMixLiteError(f"{folder} names the split {split!r}, which leaves the folder: {remedy}")
+        for file in read_json(state, remedy)["_data_files"]:
+            if safe_name(file["filename"]) is None:
+                raise FuseMixLiteError(f"{state} names {file['filename']!r}, which leaves the folder: {remedy}")
+
+
+def _whole(table: Any) -> Any:
+    """The table itself, once every length and text in it has been looked at: Arrow reads them from the file unchecked."""
+    table.data.validate(full=True)
+    return table
+
+
 def _table(datasets: Any, files: Sequence[Path]) -> Any:
     """Parquet files as a table, mapped into memory by way of a copy in the cache of `datasets`, which it names itself."""
+    from pyarrow.parquet import read_metadata
+
     from .extraction import cache_dir
 
+    for file in files:
+        about = read_metadata(file)
+        size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+        if size > max(AT_LEAST, RATIO * file.stat().st_size):
+            raise FuseMixLiteError(f"{file} would take {size:,} bytes, which is out of proportion: nothing was written")
     return datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache_dir() / "hub"))
+
+
+def _placed(path: str, home: Path | None, where: str) -> Path:
+    """The file that a cell names. Raises if it is not below `home`."""
+    if home is None:
+        return Path(path)
+    place = os.path.abspath(home / path)
+    if "\0" in path or os.path.commonpath([place, os.path.abspath(home)]) != os.path.abspath(home):
+        remedy = "if you trust it, give the table itself, opened by datasets"
+        raise FuseMixLiteError(f"{where} names {path!r}, which is not in the folder of the table: {remedy}")
+    return Path(place)
 
 
 def _one_split(found: Any, split: str | None, where: Any) -> Any:
@@ -172,7 +223,7 @@ def _undecoded(table: Any, column: str) -> Any:
     return table.with_format(None)
 
 
-def _lengths(cells: Any) -> list[int | None]:
+def _lengths(cells: Any, home: Path | None) -> list[int | None]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -183,13 +234,13 @@ def _lengths(cells: Any) -> list[int | None]:
         return pc.binary_length(cells).to_pylist()
     paths = (pc.struct_field(cells, "path") if "path" in fields else cells).to_pylist()
     sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist() if "bytes" in fields else [None] * len(paths)
-    return [_file_size(path) if size is None else size for path, size in zip(paths, sizes, strict=True)]
+    return [_file_size(path, home) if size is None else size for path, size in zip(paths, sizes, strict=True)]
 
 
-def _file_size(path: Any) -> int | None:
+def _file_size(path: Any, home: Path | None) -> int | None:
     try:
-        return Path(path).stat().st_size
-    except (OSError, TypeError):
+        return _placed(path, home, "").stat().st_size
+    except (OSError, TypeError, ValueError):
         return None
 
 

@@ -86,7 +86,7 @@ def index_shard(shard: Path, media: str = "image") -> list[Sample]:
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_aside(kept, json.dumps({"key": key, "samples": samples}, ensure_ascii=False).encode(), sync=False)
-    except OSError:
+    except (OSError, FuseMixLiteError):
         pass  # a cache that cannot be written costs time, no more
     return samples
 

@@ -216,7 +216,7 @@ def test_a_caption_that_cannot_be_read_is_one_pair_less(tmp_path, name, content)
     small.shard(tmp_path / "00000.tar", range(2), [["a"], ["b"]], lambda archive: add_pair(archive, name, content))
     small.shard(tmp_path / "00001.tar", range(2), [["c"], ["d"]])
     for _ in range(2):  # scanned, and from the list that was kept
-        with pytest.warns(UserWarning, match="1 captions cannot be read and are left out, the first of them in .*00000.tar, 9:"):
+        with pytest.warns(UserWarning, match="1 captions cannot be read .*the first of them in .*00000.tar, 9:"):
             dataset = open_dataset("cc3m", "train", tmp_path)
         assert list(dataset.texts) == ["a", "b", "", "c", "d"] and dataset.owners.tolist() == [0, 1, 2, 3, 4]
         assert dataset.items[2] == "00000/9" and dataset.values[2]() == b"x" and dataset.values[3]() == small.jpeg(0)
