@@ -155,6 +155,9 @@ def gather(array: np.ndarray | ShardedRows, rows: np.ndarray) -> np.ndarray:
                     if got == 0:
                         raise FuseMixLiteError(f"{own.filename} was cut while it was read: {remedy(own.filename.parent)}")
                     into, offset = into[got:], offset + got
+        except OSError as error:
+            why = f"{own.filename} cannot be read ({error.strerror or error})"
+            raise FuseMixLiteError(f"{why}: see to its disk, or {remedy(own.filename.parent)}") from error
         finally:
             if file is not None:
                 os.close(file)

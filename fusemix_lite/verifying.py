@@ -11,6 +11,7 @@ never gets worse by it, wherever it is stopped, and the next one goes on.
 import contextlib
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,7 +61,7 @@ def verify(path: str | Path) -> list[Fault]:
 
     Raises FuseMixLiteError if there is no store at all.
     """
-    return [fault for folder in stores_in(path) for fault in examine(folder).faults] + _faults_of_pairs(Path(path))
+    return [fault for _, faults, _ in look_through(path) for fault in faults]
 
 
 def repair(
@@ -88,10 +89,32 @@ def repair(
     if len(folders) > 1 and (dataset is not None or encoder is not None):
         raise FuseMixLiteError(f"{path} holds several stores: repair each with its own data set and encoder")
     how = {"batch_size": batch_size, "device": device, "progress": progress, "workers": workers}
-    mended = [fault for folder in folders for fault in _repair(folder, dataset, encoder, how)]
-    if faults := _faults_of_pairs(Path(path)):
-        raise FuseMixLiteError(str(faults[0]))
-    return mended
+    found = list(look_through(path, True, how, dataset, encoder))
+    if errors := [error for _, _, error in found if error]:
+        raise FuseMixLiteError(errors[0] + (f" ({len(errors) - 1} more errors)" if errors[1:] else ""))
+    return [fault for _, faults, _ in found for fault in faults]
+
+
+def look_through(
+    path: str | Path, mend: bool = False, how: dict | None = None, dataset: Any = None, encoder: Any = None
+) -> Iterator[tuple[Path, list[Fault], str | None]]:
+    """Verify, or repair, one store after another: its folder, its faults, and the error that kept them from being mended."""
+    path = Path(path)
+    for folder in stores_in(path):
+        try:
+            found = examine(folder)
+            if mend and (found.faults or _side(folder).exists()):
+                with hold_lock(folder):
+                    found = examine(folder)  # as it is now that nobody writes
+                    _mend(found, dataset, encoder, how or {})
+            error = None
+        except FuseMixLiteError as caught:
+            error = str(caught) if mend else None
+            if not folder.is_dir():
+                found = Examined(folder, [Fault(folder, str(caught))])
+        yield folder, found.faults, error
+    if faults := _faults_of_pairs(path):
+        yield path, faults, faults[0].line if mend else None
 
 
 def stores_in(path: str | Path) -> list[Path]:
@@ -153,7 +176,8 @@ def examine(folder: Path) -> Examined:
     try:
         found.manifest = read_manifest(folder / MANIFEST)
     except FuseMixLiteError as error:
-        found.fault(folder / MANIFEST, str(error))
+        lost = "" if (folder / MANIFEST).exists() else f"; if it was, {remedy(folder)}"
+        found.fault(folder / MANIFEST, f"{error}{lost}")
     broken, extent = _look_at_files(found)
     _judge_manifest(found)
     found.count = len(found.manifest["shards"]) if found.manifest else max([*found.hashes, *broken], default=-1) + 1
@@ -266,24 +290,23 @@ def _description(found: Examined) -> tuple[dict, list[dict]]:
     return describe(found.folder, found.count, found.origin, dtype, found.hashes, version)
 
 
-def _repair(folder: Path, dataset: Any, encoder: Any, how: dict) -> list[Fault]:
-    with hold_lock(folder):
-        found = examine(folder)
-        try:
-            for file in found.left:
-                file.unlink(missing_ok=True)
-            if found.damaged or found.doubted or not found.complete or not found.count:
-                _encode_again(found, dataset, encoder, how)
-            manifest, quarantine = _description(found)
-            if not (_says(folder / MANIFEST, manifest) and _says(folder / QUARANTINE, quarantine)):
-                write_description(folder, manifest, quarantine)
-            _clear(folder)
-        except OSError as error:
-            raise not_written(folder, error) from error
+def _mend(found: Examined, dataset: Any, encoder: Any, how: dict) -> None:
+    """Repair a store whose lock is held. Raises FuseMixLiteError if something is left that cannot be mended here."""
+    folder = found.folder
+    try:
+        for file in found.left:
+            file.unlink(missing_ok=True)
+        if found.damaged or found.doubted or not found.complete or not found.count:
+            _encode_again(found, dataset, encoder, how)
+        manifest, quarantine = _description(found)
+        if not (_says(folder / MANIFEST, manifest) and _says(folder / QUARANTINE, quarantine)):
+            write_description(folder, manifest, quarantine)
+        _clear(folder)
+    except OSError as error:
+        raise not_written(folder, error) from error
     if found.foreign:
-        others = "; all else is as it was written" if len(found.foreign) == 1 else f"; {len(found.foreign) - 1} more files"
-        raise FuseMixLiteError(f"{found.foreign[0]}{others}")
-    return found.faults
+        others = f" (and {len(found.foreign) - 1} files more)" if found.foreign[1:] else ""
+        raise FuseMixLiteError(f"{found.foreign[0]}{others}; the latents themselves are as they were written")
 
 
 def _encode_again(found: Examined, dataset: Any, encoder: Any, how: dict) -> None:
@@ -310,7 +333,7 @@ def _encode_again(found: Examined, dataset: Any, encoder: Any, how: dict) -> Non
         elif not found.written(number) and not _fits(folder, number, data):  # whole, for all one can know: not to be replaced
             what = f"{folder / shard_name(number)} holds other items than extract would put there"
             raise FuseMixLiteError(f"{what}, and {MANIFEST} is lost: extract into a new folder")
-    side = folder.with_name(folder.name + SIDE)
+    side = _side(folder)
     try:
         writer = LatentWriter(side, origin, locked=True)
     except FuseMixLiteError as error:
@@ -363,9 +386,13 @@ def _fits(folder: Path, number: int, data: Any) -> bool:
     return holds(open_shard(folder / shard_name(number))[1], data.shards[number], data.item_ids)
 
 
+def _side(folder: Path) -> Path:
+    return folder.with_name(folder.name + SIDE)
+
+
 def _clear(folder: Path) -> None:
     """Delete what a repair has made beside the store."""
-    side = folder.with_name(folder.name + SIDE)
+    side = _side(folder)
     if side.is_dir():
         for file in side.iterdir():
             if shard_number(file.name) is not None or file.suffix == ASIDE:

@@ -1,5 +1,6 @@
 """Latents that stay on disk: the same numbers as in memory, without the memory."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -100,8 +101,53 @@ def test_a_shard_that_was_cut_is_an_error(tmp_path):
     opened = LatentStore.write(tmp_path / "s", np.ones((9, 4), np.float16), [str(i) for i in range(9)])
     file = tmp_path / "s" / "shard-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(FuseMixLiteError, match="shard-00000.safetensors is not as long as when it was opened: run fusemix-lite verify"):
+    with pytest.raises(
+        FuseMixLiteError, match="shard-00000.safetensors is not as long as when it was opened: run fusemix-lite verify"
+    ):
         gather(opened.array, np.array([0, 8]))
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A store of eight shards, to break."""
+    monkeypatch.setattr(store, "ROWS_PER_SHARD", 7)
+    return LatentStore.write(tmp_path / "own", ARRAYS["plain"], [str(i) for i in range(50)])
+
+
+READS = {
+    "slice": lambda rows: rows[20:],
+    "rows": lambda rows: rows[[3, 49]],
+    "all": np.asarray,
+    "gather": lambda rows: gather(rows, np.array([3, 49])),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_shards_that_are_cut_under_an_open_store_are_errors(own, read):
+    """And neither zeros nor the end of the process (SIGBUS)."""
+    for file in own.path.glob("shard-*"):
+        os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(FuseMixLiteError, match="shard-0000.* is not as long as when it was opened: run fusemix-lite verify"):
+        READS[read](own.array)
+
+
+def test_a_map_outlives_the_name_of_its_file(own):
+    kept = own.array[:]
+    for file in own.path.glob("shard-*"):
+        file.unlink()
+    np.testing.assert_array_equal(own.array[:], kept)
+    with pytest.raises(FuseMixLiteError, match="cannot be read .No such file.* run fusemix-lite verify --repair"):
+        gather(own.array, np.array([3]))
+
+
+def test_a_read_that_comes_in_pieces_goes_on(monkeypatch):
+    """One call gives no more than 2 GB, and may give less."""
+    plain = os.preadv
+    monkeypatch.setattr(rows.os, "preadv", lambda file, into, offset: plain(file, [into[0][:5]], offset))
+    check_gather(gather)
+    monkeypatch.setattr(rows.os, "preadv", lambda file, into, offset: 0)
+    with pytest.raises(FuseMixLiteError, match="was cut while it was read"):
+        gather(ARRAYS["one"], np.array([3]))
 
 
 @pytest.mark.parametrize(
