@@ -45,7 +45,7 @@ from .mixing import fusemix
 from .pairs import LatentPairs
 from .rows import StoredRows
 from .subsets import greedy_kdpp, squared_kernel
-from .training import adamw, fit, into_kept_memory, lr_factor, seeded, shuffled_batches
+from .training import ShuffledBatches, adamw, fit, into_kept_memory, lr_factor, seeded
 
 ROUNDS = 5
 KS = (1, 5, 10)
@@ -509,7 +509,7 @@ def official_epoch(pairs: LatentPairs, *, steps: int, batch_size: int, shared_di
         def __getitem__(self, i: int) -> dict[str, Tensor]:
             return {"image": pairs.x[items[i]], "text": pairs.y[i]}
 
-    order = (rows.tolist() for rows in shuffled_batches(len(pairs), 2 * batch_size, generator))
+    order = (rows.tolist() for rows in ShuffledBatches(len(pairs), 2 * batch_size, generator))
     loader = DataLoader(Items(), batch_sampler=order, generator=Generator())
     with seeded(seed, cpu):
         model = FusionModel(pairs.dims, shared_dim, 1, 4, 0.3).train()

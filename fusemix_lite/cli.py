@@ -7,10 +7,13 @@ is known, so that help is instant.
 import argparse
 import json
 import os
+import signal
 import sys
 import textwrap
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
@@ -61,7 +64,8 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 fine, 1 an error that is said in one line, 130 on Ctrl-C; 2 is argparse's."""
+    """Run one command. Returns the exit code: 0 fine, 1 an error that is said in one line, 130 on Ctrl-C, 143 where
+    `fit` is terminated; 2 is argparse's."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.run is None:
@@ -89,10 +93,27 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except OSError as error:  # a full disk, a folder without permission
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\n{PROG}: stopped; {args.when_stopped}", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as a scheduler sends it before it takes a machine away, ends a command as Ctrl-C does."""
+
+    def stop(number: int, frame) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(line: str) -> int:
@@ -247,7 +268,8 @@ def fit(args, say: Speaker) -> None:
     for finding in findings:
         say.note(str(finding))
     options = {name: getattr(args, name) for name in FIT_DEFAULTS}
-    found = train(latents, args.out, args.fractions, args.seed, args.overwrite, say.progress, **options)
+    with _terminated_as_interrupted():
+        found = train(latents, args.out, args.fractions, args.seed, args.overwrite, say.progress, **options)
     a, b = latents.names
     items, pairs = found["items"], found["pairs"]
     parts = ", ".join(f"{part} {items[part]:,} with {pairs[part]:,}" for part in items)
@@ -509,11 +531,14 @@ def _parser() -> argparse.ArgumentParser:
         fusemix-lite fit latents --out model
         fusemix-lite fit --x pack.safetensors:image --y pack.safetensors:text --owner pack.safetensors:owner \\
                          --split pack.json --out model --batch-size 256 --steps 2000
-        """, "nothing was written; the same command starts again",
+
+        Every half minute a checkpoint is left in MODEL, until all is done: whatever stops a run, the same command goes on.
+        """, "the same command goes on from the last checkpoint",
     )  # fmt: skip
     _add_latents(sub)
     sub.add_argument("--out", required=True, metavar="MODEL", help="a new folder for the model")
-    sub.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    replaced = "replace a model that is there, and begin anew where a run with other options was stopped"
+    sub.add_argument("--overwrite", action="store_true", help=replaced)
     shares = "of train, val and test, drawn by item where the data say nothing"
     sub.add_argument("--fractions", type=_fractions, default="0.8,0.1,0.1", metavar="SHARES", help=shares)
     sub.add_argument("--seed", type=_at_least(0), default=0, help="initialisation, batches, mixing, dropout, random parts")

@@ -30,7 +30,7 @@ from .pairs import LatentPairs
 from .pretrain import image_view
 from .profiles import Profile
 from .records import encoders_of
-from .training import adamw, lr_factor, seeded, shuffled_batches
+from .training import ShuffledBatches, adamw, lr_factor, seeded
 
 STARTS = ("scratch", "finetune")
 TILE = 250  # pictures or captions encoded at once where nothing is learned
@@ -167,7 +167,7 @@ def fit_end_to_end(
     g = Generator().manual_seed(seed)  # order, captions, views: on the CPU, where the pictures are
     look_at = {round(steps * (i + 1) / evals) for i in range(evals)}
     history, best_mean, best_state, best_step, flops = [], -1.0, None, steps, 0.0
-    optimizer, batches = adamw(model, weight_decay), shuffled_batches(train.n_items, batch_size, g)
+    optimizer, batches = adamw(model, weight_decay), ShuffledBatches(train.n_items, batch_size, g)
     model.train()
     with seeded(seed, model.adapters.temperature.device):  # dropout
         for step in range(1, steps + 1):

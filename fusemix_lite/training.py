@@ -6,19 +6,26 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from . import __version__
 from .adapters import TEMPERATURE_RANGE, FusionModel
+from .checkpoints import Checkpoints
 from .device import pick_device
 from .errors import FuseMixLiteError
 from .losses import symmetric_infonce
 from .metrics import mean_recall, retrieval
 from .mixing import SCHEMES, no_mixing
 from .pairs import LatentPairs
+from .resuming import Run, stamp
 from .rows import StoredRows
+
+REMEDY = "lower lr, or set standardize=True"
 
 
 @dataclass
@@ -30,7 +37,7 @@ class FitResult:
         history: a dict a step: step (from 1), loss (nats), temperature, lr; where `val` was looked at also val (in
             percent, as `retrieval` gives it) and val_mean (mean of both directions' R@1, 5, 10).
         best_step: the step whose weights `model` holds.
-        seconds: wall time of the whole call.
+        seconds: wall time of the whole call, and of those before it that were stopped.
     """
 
     model: FusionModel
@@ -63,6 +70,7 @@ def fit(
     seed: int = 0,
     device: str | torch.device = "auto",
     progress: bool = True,
+    checkpoint: str | Path | Checkpoints | None = None,
 ) -> FitResult:
     """Align two modalities: AdamW on symmetric InfoNCE between augmented latents.
 
@@ -93,32 +101,40 @@ def fit(
         seed: sets initialisation, batch order, mixing and dropout. The caller's random state is left untouched.
         device: "auto" is CUDA where there is one, otherwise the CPU.
         progress: show a bar.
+        checkpoint: a folder in which the run leaves its state every half minute, or `Checkpoints` with another rhythm. The
+            same call goes on from there, whatever stopped the one before, and on a CPU gives the same result bit for bit.
+            Nothing is deleted at the end: `Checkpoints.remove` does it once the result is saved.
 
     Raises:
-        FuseMixLiteError: an argument out of range, an unknown scheme, `val` that does not fit `train`, or a loss that
-            is not finite.
+        FuseMixLiteError: an argument of the wrong kind or out of range, an unknown scheme, `val` that does not fit `train`,
+            checkpoints of another run, or a loss or weights that are not finite. The error then names the step, has the rows
+            of the batch as its attribute `rows`, and says which latents were not finite, if any, and the last good checkpoint.
 
     Source: official code (AdamW, decay, schedule, temperature), with selection on validation instead of test data.
     """
+    # First, while nothing else has a name: an option that is added is part of what determines a run, unless it is named here.
+    options = {key: value for key, value in locals().items() if key not in ("train", "val", "device", "progress", "checkpoint")}
     started = time.perf_counter()
-    _check(train, val, augment, batch_size, steps, lr, warmup, evals, mix_probability, temperature)
-    scheme = SCHEMES[augment]
+    _check(train, val, options)
+    scheme, checkpoints = SCHEMES[augment], Checkpoints.of(checkpoint)
     batch_size = _fitting_batch(batch_size, scheme.rows_per_pair, len(train))
     device = pick_device(device)
     (a, b), x, y, owner = train.names, train.x.to(device), train.y.to(device), train.owner.to(device)
     generator = Generator(device).manual_seed(seed)  # batch order and mixing
     look_at = {round(steps * (i + 1) / evals) for i in range(evals)} if val is not None else set()
-    history, best_mean, best_state, best_step = [], -1.0, None, steps
 
-    with seeded(seed, device):  # initialisation and dropout, which take no generator
+    with seeded(seed, device), checkpoints:  # initialisation and dropout, which take no generator
         model = FusionModel(train.dims, shared_dim, depth, expansion, dropout, standardize).to(device)
         model.fit_standardizers({a: x, b: y})
         if temperature is not None:
             model.temperature.requires_grad_(False).fill_(temperature)
         optimizer = adamw(model, weight_decay)
-        batches = shuffled_batches(len(train), batch_size * scheme.rows_per_pair, generator)
+        batches = ShuffledBatches(len(train), batch_size * scheme.rows_per_pair, generator)
         take_x, take_y = into_kept_memory(x), into_kept_memory(y)
-        for step in tqdm(range(1, steps + 1), desc=f"fit ({augment})", disable=not progress):
+        run = Run(model, optimizer, batches, steps, started)
+        done = checkpoints.resume(_identity(options, device, train, val), run.restore) if checkpoints.folder else 0
+        bar = {"desc": f"fit ({augment})", "initial": done, "total": steps, "disable": not progress}
+        for step in tqdm(range(done + 1, steps + 1), **bar):
             for group in optimizer.param_groups:
                 group["lr"] = lr * lr_factor(step, steps, warmup)
             rows, augmented = next(batches), scheme
@@ -131,21 +147,19 @@ def fit(
             loss = symmetric_infonce(model.embed(a, zx), model.embed(b, zy), model.temperature, same)
             entry = {"step": step, "loss": loss.item(), "temperature": model.temperature.item(), "lr": group["lr"]}
             if not math.isfinite(entry["loss"]):
-                raise FuseMixLiteError(f"the loss is {entry['loss']} at step {step}: lower lr, or set standardize=True")
+                raise _breakdown(entry, model, train, rows, checkpoints)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             model.clamp_temperature()
+            if step in look_at or step == steps:
+                _check_weights(model, step, checkpoints)
             if step in look_at:
                 entry["val"] = retrieval(model, val)
                 entry["val_mean"] = mean_recall(entry["val"])
-                if entry["val_mean"] > best_mean:
-                    best_mean, best_step = entry["val_mean"], step
-                    best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            history.append(entry)
-    if best_state is not None:
-        model.load_state_dict(best_state)
-    return FitResult(model.eval(), history, best_step, time.perf_counter() - started)
+            run.add(entry)
+            checkpoints.keep(step, run.state, last=step == steps)
+    return FitResult(*run.finished(), run.seconds)
 
 
 def best_mean(history: Iterable[dict]) -> float:
@@ -161,11 +175,37 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - ramp) / (steps + 1 - ramp)))
 
 
-def shuffled_batches(pairs: int, rows: int, generator: Generator) -> Iterator[Tensor]:
-    """Row numbers of one batch after another, (rows,) each, from endless shuffled epochs."""
-    while True:
-        order = torch.randperm(pairs, generator=generator, device=generator.device)
-        yield from order[: pairs - pairs % rows].split(rows)
+class ShuffledBatches(Iterator[Tensor]):
+    """Row numbers of one batch after another, (rows,) each, from endless shuffled epochs. ``len`` is the batches of an epoch.
+
+    Attributes:
+        epoch: state of the generator from which the order of this epoch was drawn; None before the first.
+        taken: batches taken of this epoch. The two say where it stands, and `go_to` goes there.
+    """
+
+    def __init__(self, pairs: int, rows: int, generator: Generator):
+        self.pairs, self.rows, self.generator = pairs, rows, generator
+        self.epoch, self.taken, self._batches = None, 0, ()
+
+    def __len__(self) -> int:
+        return self.pairs // self.rows
+
+    def __next__(self) -> Tensor:
+        if self.taken == len(self._batches):
+            self._shuffle()
+        self.taken += 1
+        return self._batches[self.taken - 1]
+
+    def go_to(self, epoch: Tensor, taken: int) -> None:
+        """Stand where `taken` batches of the epoch have been taken; the generator stands behind the order of the epoch."""
+        self.generator.set_state(epoch.clone())
+        self._shuffle()
+        self.taken = taken
+
+    def _shuffle(self) -> None:
+        self.epoch, self.taken = self.generator.get_state(), 0
+        order = torch.randperm(self.pairs, generator=self.generator, device=self.generator.device)
+        self._batches = order[: self.pairs - self.pairs % self.rows].split(self.rows)
 
 
 def into_kept_memory(z: Tensor | StoredRows) -> Callable[[Tensor], Tensor]:
@@ -213,25 +253,79 @@ def _fitting_batch(batch_size: int, rows_per_pair: int, pairs: int) -> int:
     return smaller
 
 
-def _check(train, val, augment, batch_size, steps, lr, warmup, evals, mix_probability, temperature) -> None:
+def _identity(options: dict, device: torch.device, train: LatentPairs, val: LatentPairs | None) -> dict:
+    """Everything that determines a run: with the same, the same machine gives the same bits."""
+    made_of = {"train": stamp(train), "val": None if val is None else stamp(val), "device": device.type}
+    return {**options, **made_of, "torch": torch.__version__, "fusemix_lite": __version__}
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+
+
+def _check_weights(model: FusionModel, step: int, checkpoints: Checkpoints) -> None:
+    broken = _not_finite(model.state_dict())
+    if broken:
+        raise FuseMixLiteError(f"{broken} is not finite after step {step}: {REMEDY}; {checkpoints.told}")
+
+
+def _breakdown(entry: dict, model: FusionModel, train: LatentPairs, rows: Tensor, checkpoints: Checkpoints) -> FuseMixLiteError:
+    """The error for a loss that is not finite: where it comes from, as far as can be seen, and where to look."""
+    rows, latents = rows.cpu(), {}
+    for name, z, index in zip(train.names, (train.x, train.y), (train.owner[rows], rows), strict=True):
+        latents[name] = index[~z.index_select(0, index).isfinite().all(1)].unique().tolist()
+    told = [f"{name} latents {_first(found)}" for name, found in latents.items() if found]
+    weights = _not_finite(model.state_dict())
+    if told:
+        cause = f"{' and '.join(told)} are not finite: extract them again"
+    elif weights:
+        cause = f"{weights} is not finite since the step before: {REMEDY}"
+    else:
+        cause = f"latents and weights are finite: {REMEDY}"
+    facts = {"step": entry["step"], "loss": str(entry["loss"]), "rows": rows.tolist(), "latents": latents, "weights": weights}
+    where = f"its batch is {train.names[1]} {_first(facts['rows'])}; {checkpoints.fail(facts)}"
+    error = FuseMixLiteError(f"the loss is {entry['loss']} at step {entry['step']}: {cause} ({where})")
+    error.rows = facts["rows"]
+    return error
+
+
+def _first(rows: list[int]) -> str:
+    many = f", … ({len(rows)} in all)" if len(rows) > 5 else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:5]))}{many}"
+
+
+#: The least that an option can be, a whole number. Those of the `FusionModel` are checked there.
+_LEAST = {"batch_size": 2, "steps": 1, "evals": 1, "seed": 0}
+
+
+def _check(train, val, options: dict) -> None:
     for name, pairs in (("train", train), ("val", val)):
         if not isinstance(pairs, LatentPairs) and (name, pairs) != ("val", None):
             what = f"fit: {name} is a {type(pairs).__name__}"
             raise FuseMixLiteError(f"{what}: give LatentPairs (workflow.open_latents reads a folder)")
-    if augment not in SCHEMES:
-        raise FuseMixLiteError(f"unknown scheme {augment!r}: choose one of {', '.join(SCHEMES)}")
+    if options["augment"] not in [*SCHEMES]:
+        raise FuseMixLiteError(f"unknown scheme {options['augment']!r}: choose one of {', '.join(SCHEMES)}")
     low, high = TEMPERATURE_RANGE
-    ranges = {
-        "batch_size": (batch_size, batch_size >= 2),
-        "steps": (steps, steps >= 1),
-        "lr": (lr, lr > 0),
-        "warmup": (warmup, 0 <= warmup < 1),
-        "evals": (evals, evals >= 1),
-        "mix_probability": (mix_probability, 0 <= mix_probability <= 1),
-        "temperature": (temperature, temperature is None or low <= temperature <= high),
+    for name, least in _LEAST.items():
+        if not _is(Integral, options[name]) or not least <= options[name] < 2**63:
+            raise FuseMixLiteError(f"fit: {name} = {options[name]!r} is out of range: give a whole number, {least} or more")
+    between = {
+        "lr": (lambda value: 0 < value < math.inf, "a number above 0"),
+        "alpha": (lambda value: 0 <= value < math.inf, "a number, 0 or more"),
+        "weight_decay": (lambda value: 0 <= value < math.inf, "a number, 0 or more"),
+        "warmup": (lambda value: 0 <= value < 1, "a share below 1"),
+        "mix_probability": (lambda value: 0 <= value <= 1, "a share, 0 to 1"),
+        "temperature": (lambda value: low <= value <= high, f"None, or {low} to {high}"),
     }
-    for name, (value, fine) in ranges.items():
-        if not fine:
-            raise FuseMixLiteError(f"fit: {name} = {value} is out of range")
+    for name, (fine, remedy) in between.items():
+        value = options[name]
+        if (name, value) != ("temperature", None) and not (_is(Real, value) and fine(value)):
+            raise FuseMixLiteError(f"fit: {name} = {value!r} is out of range: give {remedy}")
+    if not isinstance(options["mask_negatives"], bool):
+        raise FuseMixLiteError(f"fit: mask_negatives = {options['mask_negatives']!r}: give True or False")
     if val is not None and val.dims != train.dims:
         raise FuseMixLiteError(f"val has latents {val.dims}, train {train.dims}: use the same encoders")
+
+
+def _is(kind: type, value) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = "fusemix-lite pairs"
 PAIRS, ENCODERS, PARTS, FIT, HISTORY = "pairs.json", "encoders.json", "parts.json", "fit.json", "history.json"
+CHECKPOINT = "checkpoint"  # a folder in that of the model, while it is trained
 LITE = {"image": "lite-image-a", "audio": "lite-audio-a", "text": "lite-text-a"}  # the encoders that ship
 SHIPPED = ("adapters-image-text", "adapters-audio-text")
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -325,16 +326,20 @@ def train(
 ) -> dict:
     """Fit adapters on the training items, select on the validation items, save everything to the folder `out`.
 
-    `options` are those of `fusemix_lite.fit`. Returns what fit.json holds.
+    `options` are those of `fusemix_lite.fit`. Returns what fit.json holds. Until all is saved checkpoints are kept in
+    `out`, and the same call goes on from them, whatever stopped the one before.
 
-    Raises FuseMixLiteError as `fit` does, and if `out` is in use (a model is replaced with `overwrite` only).
+    Raises FuseMixLiteError as `fit` does, and if `out` is in use (a model, or the checkpoints of another run, are replaced with
+    `overwrite` only).
     """
+    from .checkpoints import Checkpoints
     from .training import fit
 
     out = Path(out)
     check_model_folder(out, overwrite)
     parts = parts_to_train(latents, fractions, seed)
-    result = fit(parts["train"], parts["val"], seed=seed, progress=progress, **options)
+    checkpoints = Checkpoints(out / CHECKPOINT, replace=overwrite)
+    result = fit(parts["train"], parts["val"], seed=seed, progress=progress, checkpoint=checkpoints, **options)
     facts = {
         "source": latents.source,
         "dataset": latents.dataset_id,
@@ -344,11 +349,16 @@ def train(
         "options": options,
         "seed": seed,
     }
-    return save_model(out, result, latents.encoders, facts, parts)
+    found = save_model(out, result, latents.encoders, facts, parts)
+    checkpoints.remove()
+    return found
 
 
 def save_model(out: Path, result: "FitResult", encoders: dict[str, dict], facts: dict, parts: dict) -> dict:
-    """Write a fitted model and all that has to be known to use and to judge it. Returns what fit.json holds."""
+    """Write a fitted model and all that has to be known to use and to judge it. Returns what fit.json holds.
+
+    That file is written last, and first removed: where it is, everything is of one model.
+    """
     best = next((entry for entry in result.history if entry["step"] == result.best_step and "val" in entry), {})
     content = {
         **facts,
@@ -362,6 +372,7 @@ def save_model(out: Path, result: "FitResult", encoders: dict[str, dict], facts:
             **{package: version(package) for package in ("fusemix-lite", "torch", "numpy")},
         },
     }
+    (out / FIT).unlink(missing_ok=True)
     result.model.cpu().save_pretrained(out)
     write_aside(out / ENCODERS, as_json({"names": list(encoders), "encoders": encoders}))
     ids = {name: list(pairs.item_ids) for name, pairs in parts.items() if pairs.item_ids is not None}
@@ -373,12 +384,17 @@ def save_model(out: Path, result: "FitResult", encoders: dict[str, dict], facts:
 
 def check_model_folder(out: str | Path, overwrite: bool = False) -> None:
     """Raise FuseMixLiteError where a model cannot go: before minutes of training, not after them."""
+    from .adapters import CONFIG, WEIGHTS
+
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise FuseMixLiteError(f"{out} is a file: choose a new folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / FIT).is_file():
+        ours = {CHECKPOINT, CONFIG, WEIGHTS, ENCODERS, PARTS, HISTORY, FIT}
+        if (out / CHECKPOINT).is_dir() and {entry.name.removesuffix(".tmp") for entry in out.iterdir()} <= ours:
+            return  # stopped on its way to a model: whose way, the checkpoint says
         raise FuseMixLiteError(f"{out} is in use (it holds {sorted(out.iterdir())[0].name}): choose a new folder")
     if not overwrite:
         raise FuseMixLiteError(f"{out} holds a model already: choose a new folder, or give --overwrite")

@@ -174,7 +174,7 @@ def test_ctrl_c_says_what_became_of_each_command(run, project, tmp_path, monkeyp
 
     monkeypatch.setattr(workflow, "train", stop)
     code, _, err = run("fit", project / "latents", "--out", tmp_path / "model")
-    assert code == 130 and err.splitlines()[-1] == "fusemix-lite: stopped; nothing was written; the same command starts again"
+    assert code == 130 and err.splitlines()[-1] == "fusemix-lite: stopped; the same command goes on from the last checkpoint"
 
 
 def test_trouble_with_the_disk_is_an_error_too(run, project, monkeypatch):

@@ -108,7 +108,7 @@ def test_masked_negatives_are_those_of_the_same_item(monkeypatch, pairs, augment
         return loss(u, v, t, same)
 
     monkeypatch.setattr(training, "symmetric_infonce", spy)
-    monkeypatch.setattr(training, "shuffled_batches", lambda *_: iter([torch.arange(8)]))
+    monkeypatch.setattr(training, "ShuffledBatches", lambda *_: iter([torch.arange(8)]))
     by_item = LatentPairs(pairs.x, pairs.y[:8], torch.tensor([0, 1, 0, 2, 5, 5, 6, 7]))
     fit(by_item, augment=augment, mask_negatives=True, **QUICK | {"steps": 1, "batch_size": len(mask)})
     assert [same.shape for same in seen] == [(8 // len(mask), len(mask))]  # labels, not a matrix
