@@ -255,6 +255,25 @@ def merge(args, say: Speaker) -> None:
         say.next(f"fit {args.out} --out model")
 
 
+def verify(args, say: Speaker) -> None:
+    from .extraction import cache_dir
+    from .verifying import look_through
+
+    how = {"batch_size": args.batch_size, "device": args.device, "progress": say.progress}
+    found, lines = {}, []
+    for folder in args.folders or [cache_dir()]:
+        for place, faults, error in look_through(folder, args.repair, how):
+            state = "as it was written" if not faults else "broken" if error or not args.repair else "repaired"
+            found[str(place)] = {"state": state, "faults": [fault.line for fault in faults], "error": error}
+            told = [*map(str, faults), *([f"not repaired: {error}"] if error else [])]
+            lines += [f"{place}: {state}", *(f"  {line}" for line in told)]
+    say.result({"folders": found}, "\n".join(lines))
+    broken = [place for place, about in found.items() if about["state"] == "broken"]
+    if broken:
+        remedies = "what helps is said there" if args.repair else f"run {' '.join([PROG, 'verify --repair', *args.folders])}"
+        raise FuseMixLiteError(f"{len(broken)} of {len(found)} folders of latents are broken: {remedies}")
+
+
 def fit(args, say: Speaker) -> None:
     from .audits import audit
     from .workflow import check_model_folder, parts_to_train, train
@@ -525,6 +544,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, metavar="MERGED", help="a new folder")
     names = "put before the item ids of the first, second, … (needed where data sets have ids in common)"
     sub.add_argument("--prefix", action="append", metavar="PREFIX", help=names)
+
+    sub = command(
+        verify, "read every byte of latents again, say what is wrong, repair it", """
+        fusemix-lite verify latents
+        fusemix-lite verify --repair latents
+        fusemix-lite verify
+
+        A repair encodes again only what is damaged, and takes it only if it is, to the last bit, what was written.
+        """, "a repair that was stopped has lost nothing, and the same command goes on from there",
+    )  # fmt: skip
+    what = "folders that extract wrote, or stores in them (default: all latents of the cache)"
+    sub.add_argument("folders", nargs="*", metavar="LATENTS", help=what)
+    sub.add_argument("--repair", action="store_true", help="mend what is wrong, from the files that the latents were made of")
+    batch = "items encoded at once: as extract was told, since it can change last digits"
+    sub.add_argument("--batch-size", type=_at_least(1), default=64, metavar="N", help=batch)
+    sub.add_argument("--device", **device)
 
     sub = command(
         fit, "train adapters on latents, select on validation items", """

@@ -110,7 +110,7 @@ def test_it_is_installed_under_its_name_and_as_a_module():
     assert python("-m", "fusemix_lite", "--version").stdout == f"fusemix-lite {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["data", "extract", "fit", "evaluate", "search"])
+@pytest.mark.parametrize("command", ["data", "extract", "verify", "fit", "evaluate", "search"])
 def test_every_command_has_help_with_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
