@@ -50,12 +50,13 @@ from .decoding import first_line
 from .device import pick_device
 from .errors import FuseMixLiteError
 from .registry import ENCODERS
+from .resolving import CONFIGS, TOWERS, EncoderSource, resolve_encoder
 from .resolving import LITE_ENCODERS as LITE_ENCODERS  # what other modules import from here
-from .resolving import TOWERS, EncoderSource, resolve_encoder
 from .resolving import WEIGHTS as WEIGHTS
 from .resolving import lasting_name as lasting_name
 from .resolving import split_layer as split_layer
 from .torchvision_fix import import_torchvision_safely
+from .untrusted import check_encoder, check_weights
 
 if TYPE_CHECKING:
     from .composed import JoinedEncoder, JoinedSource
@@ -325,7 +326,9 @@ def _load_source(
         dim = encoder.dim  # encodes once, so that a processor and a model that do not fit each other fail here
         if entry and dim != entry.dim * len(source.layers):
             raise FuseMixLiteError(f"latents of {dim} dimensions, not {entry.dim}: a wrong checkpoint")
-    except Exception as error:  # the libraries raise many kinds for a damaged folder
+    except BaseException as error:  # the libraries raise many kinds for a damaged folder, tokenizers a panic
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise FuseMixLiteError(f"encoder {source.id} cannot be loaded from {source.folder}: {first_line(error)}") from error
     loaded.setdefault(key, encoder)
     return encoder
@@ -334,6 +337,8 @@ def _load_source(
 def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
     """Processor and frozen fp32 model on the CPU."""
     import_torchvision_safely()
+    weights = sorted(source.folder.glob("*.safetensors"))
+    check_encoder(source.folder, [CONFIGS[source.library]], weights)
     if source.library != "transformers":
         processor, model = towers.load_tower(source.library, source.folder, source.modality)
         return processor, model.float().requires_grad_(False)
@@ -349,6 +354,7 @@ def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
             processor = AutoFeatureExtractor.from_pretrained(source.folder, **local)
         config = AutoConfig.from_pretrained(source.folder, **local)
         kind = ClapAudioModel if config.model_type == "clap_audio_model" else AutoModel  # which knows CLAP as a whole only
+        check_weights(lambda: kind._from_config(config) if kind is ClapAudioModel else kind.from_config(config), weights)
         model, info = kind.from_pretrained(
             source.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
         )

@@ -17,6 +17,7 @@ from .decoding import first_line
 from .disk import read_json
 from .errors import FuseMixLiteError
 from .registry import ENCODERS, LIBRARIES, PACKAGES, PackagedWeights, hub_id
+from .untrusted import held_by
 
 if TYPE_CHECKING:
     from .composed import JoinedSource
@@ -35,7 +36,7 @@ _POOL_THEMSELVES = {  # transformers classes whose own pooled output is what the
 }
 TOWERS = {"image": "vision_model", "text": "text_model", "audio": "audio_model"}  # of a transformers model that has two
 _PROCESSING_FILES = ("preprocessor_config.json", "processor_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
-_CONFIG = {"transformers": "config.json", "timm": "config.json", "open_clip": "open_clip_config.json"}
+CONFIGS = {"transformers": "config.json", "timm": "config.json", "open_clip": "open_clip_config.json"}
 _SENTENCE_POOLING = {  # as sentence-transformers calls it, and whether it is on where a configuration is silent
     "cls_token": ("cls", False),
     "mean_tokens": ("mean", True),
@@ -95,12 +96,12 @@ def resolve_encoder(name: str | Path, revision: str | None = None, clean: bool =
     if not known and library == _library_of(folder):
         asked = asked._replace(library="")  # the folder says so itself
     weights = sorted(folder.glob("*.safetensors"))
-    config = folder / _CONFIG[library]
+    config = folder / CONFIGS[library]
     if not config.is_file() or not weights:
         entry = ENCODERS.get(asked.key)
         note = f" ({entry.note})" if commit and entry and entry.note else ""
         raise FuseMixLiteError(f"{folder} holds no encoder: it needs {config.name} and model.safetensors{note}")
-    _check_index(folder, {file.name for file in weights})
+    _check_index(folder, {file.name for file in weights}, known=bool(commit))
     settings = _settings(asked if known else asked._replace(base=""), folder, library)
     found = commit or _sha256((config, *weights))
     where = asked.base if known else folder.name
@@ -121,8 +122,9 @@ def resolve_encoder(name: str | Path, revision: str | None = None, clean: bool =
     )
 
 
-def _check_index(folder: Path, there: set[str]) -> None:
-    """Raise unless the files that an index of weights names lie in the folder itself: others are no part of the revision."""
+def _check_index(folder: Path, there: set[str], known: bool) -> None:
+    """Raise unless the files that an index of weights names lie in the folder itself: others are no part of the revision. Nor
+    is the index, unless a commit is `known`: so it has to say what the files do, that each weight is where it is."""
     index = folder / "model.safetensors.index.json"
     named = _read_json(index).get("weight_map") or {}
     if not isinstance(named, dict):
@@ -130,6 +132,10 @@ def _check_index(folder: Path, there: set[str]) -> None:
     missing = sorted(set(map(str, named.values())) - there)
     if missing:
         raise FuseMixLiteError(f"{folder} lacks {missing[0]}, which {index.name} names: fetch the folder again")
+    if named and not known and "model.safetensors" not in there:  # which would be read instead
+        held = [(weight, file) for file in sorted(set(named.values())) for weight in held_by(folder / file)]
+        if sorted(held) != sorted(named.items()):
+            raise FuseMixLiteError(f"{index} does not say where the weights are: fetch the folder again")
 
 
 def split_layer(name: str | Path) -> tuple[str, int | tuple[int, ...] | None]:
@@ -251,11 +257,8 @@ def _library_of(folder: Path) -> str:
     """Which library wrote a folder, by its configuration."""
     config = folder / "config.json"
     if config.is_file():
-        try:
-            content = json.loads(config.read_text("utf-8"))
-        except ValueError:
-            return "transformers"  # which will say what is wrong
-        by_timm = isinstance(content, dict) and "architecture" in content and "model_type" not in content
+        content = _read_json(config)
+        by_timm = "architecture" in content and "model_type" not in content
         return "timm" if by_timm else "transformers"
     return "open_clip" if (folder / "open_clip_config.json").is_file() else "transformers"
 
@@ -270,22 +273,29 @@ def _settings(asked: _Name, folder: Path, library: str) -> dict[str, Any]:
         told = {"modality": entry.modality, "pooling": entry.pooling, "prefix": entry.prefix}
     else:
         told = {**_sentence_settings(folder, own), **own}
+    for key in ("modality", "pooling", "prefix"):
+        if not isinstance(told.get(key) or "", str):
+            raise FuseMixLiteError(f"{folder}: {key} = {told[key]!r:.80} is no text: set it in fusemix_lite.json")
+    longest = told.get("longest")
+    if longest is not None and (type(longest) is not int or not 1 <= longest <= 2**20):
+        raise FuseMixLiteError(f"{folder}: captions of {longest!r:.80} tokens at most: mend sentence_bert_config.json")
     modality = told.get("modality") or asked.tower or _infer_modality(folder, library)
     pooling = told.get("pooling") or _default_pooling(folder, library, modality)
     if pooling == "pooler" and asked.layer is not None and modality == "image" and "pooling" not in own:
         pooling = "auto"  # nobody asked for the pooled output, which no hidden layer has
     poolings = (*_POOLINGS, "auto") if modality == "image" else _POOLINGS
     if modality not in _DEFAULT_POOLING or pooling not in poolings:
-        raise FuseMixLiteError(f'{folder / "fusemix_lite.json"}: unknown modality "{modality}" or pooling "{pooling}"')
+        what = f'unknown modality "{modality:.80}" or pooling "{pooling:.80}"'
+        raise FuseMixLiteError(f"{folder / 'fusemix_lite.json'}: {what}")
     if asked.clean and modality != "text":
         raise FuseMixLiteError(f"encoder {folder.name} takes {modality}, and only captions can be cleaned")
     special = {
         "library": library if library != "transformers" else "",
         "tower": asked.tower,
         "clean": asked.clean or bool(entry and entry.clean),
-        "longest": told.get("longest"),
+        "longest": longest,
     }
-    settings = {"modality": modality, "pooling": pooling, "prefix": str(told.get("prefix", ""))}
+    settings = {"modality": modality, "pooling": pooling, "prefix": told.get("prefix") or ""}
     return settings | {key: value for key, value in special.items() if value}
 
 
@@ -293,7 +303,7 @@ def _default_pooling(folder: Path, library: str, modality: str) -> str:
     if library != "transformers":
         return "auto" if modality == "image" else "pooler"
     with contextlib.suppress(FuseMixLiteError):
-        if _read_json(folder / "config.json").get("model_type") in _POOL_THEMSELVES:
+        if str(_read_json(folder / "config.json").get("model_type")) in _POOL_THEMSELVES:
             return "pooler"
     return _DEFAULT_POOLING.get(modality, "")
 
@@ -309,6 +319,8 @@ def _sentence_settings(folder: Path, own: dict) -> dict[str, Any]:
     modules = read_json(file, "fetch the folder again")
     try:
         kinds = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
+        if not kinds or not all(re.fullmatch(r"[\w-][\w.-]*|", path) for _, path in kinds):
+            raise TypeError("a path that leaves the folder")
     except (TypeError, KeyError, AttributeError):
         raise FuseMixLiteError(f"{file} is no list of modules: fetch the folder again") from None
     more = {kind for kind, _ in kinds} - {"Transformer", "Pooling", "Normalize"}
@@ -324,7 +336,10 @@ def _sentence_settings(folder: Path, own: dict) -> dict[str, Any]:
     limits = _read_json(folder / "sentence_bert_config.json")
     if limits.get("do_lower_case"):
         raise FuseMixLiteError(f"{folder / 'sentence_bert_config.json'} lowers the case by itself, which is not done here")
-    prefix = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name") or "", "")
+    named, name = prompts.get("prompts") or {}, prompts.get("default_prompt_name") or ""
+    prefix = named.get(name, "") if isinstance(named, dict) and isinstance(name, str) else None
+    if not isinstance(prefix, str):
+        raise FuseMixLiteError(f"{folder / 'config_sentence_transformers.json'} names no prompt by {name!r:.80}: mend it")
     return {**told, "prefix": prefix, "longest": limits.get("max_seq_length")}
 
 
@@ -368,6 +383,8 @@ def _sha256(files: tuple[Path, ...]) -> str:
     """One hash over names and contents."""
     digest = hashlib.sha256()
     for file in files:
+        if not file.is_file():
+            raise FuseMixLiteError(f"{file} is no file: fetch the folder again")
         stat = file.stat()
         digest.update(f"{file.name} {_sha256_of_file(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return digest.hexdigest()

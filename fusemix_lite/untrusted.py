@@ -6,16 +6,32 @@ Reading safetensors and JSON runs no code. What is left to a stranger are the nu
 
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .disk import read_json
 from .errors import FuseMixLiteError
 
 HEADER = 100_000_000  # bytes that the header of a safetensors file has at most, as in the library itself
 WIDTHS = {  # bytes a number, of the dtypes that are read
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
+}
+
+
+#: What an item is turned into: the least and the most that a number of a processor's configuration may be, by its key.
+SIZES = {
+    **dict.fromkeys("height width shortest_edge longest_edge size crop_size image_size img_size input_size".split(), (1, 4096)),
+    **dict.fromkeys(("feature_size", "num_mel_bins"), (1, 1024)),
+    **dict.fromkeys(("n_fft", "fft_window_size"), (1, 2**14)),
+    **{"sampling_rate": (1000, 2**18), "hop_length": (16, 2**20), "chunk_length": (0, 3600), "max_length_s": (0, 3600)},
+}
+_LOOPED = re.compile("layer|depth|block|stage|expert|repeat|level")  # in the names of numbers that say how often
+_ELSEWHERE = {  # keys of configurations by which a library would take code or weights from elsewhere, or unpack pickles
+    *("quantization_config", "hf_model_name", "custom_load", "checkpoint_path", "pretrained_cfg_overlay"),
+    *("timm_model_pretrained", "pretrained_model_args"),
 }
 
 
@@ -105,3 +121,49 @@ def entries(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from entries(value, key)
     else:
         yield key, content
+
+
+def check_encoder(folder: Path, configs: Sequence[str], weights: Sequence[Path]) -> None:
+    """Look through what an encoder's folder says before a library reads it: `configs` are the names of its configurations.
+
+    Raises FuseMixLiteError for what would be taken from elsewhere, and for sizes that its weights cannot have or its items
+    should not get.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise FuseMixLiteError("adapter_config.json asks for a model that lies elsewhere: merge it into that, and save it")
+    arrays = [held for file in weights for held in held_by(file).values()]
+    for name in configs:
+        for key, value in entries(read_json(folder / name, "fetch the folder again")):
+            if key in _ELSEWHERE and value or key.endswith("_implementation") and "/" in str(value):
+                raise FuseMixLiteError(f"{name} asks by {key} = {value!r:.80} for what lies elsewhere, which is not taken")
+            if key in ("image_size", "img_size", "input_size") and isinstance(value, int) and value > SIZES[key][1]:
+                raise FuseMixLiteError(f"{name}: {key} = {value} is absurd")
+            if isinstance(value, int) and _LOOPED.search(key) and value > max(len(arrays), 64):
+                raise FuseMixLiteError(f"{name}: {key} = {value}, but there are {len(arrays)} weights")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            _check_sizes(name, read_json(folder / name, "fetch the folder again"))
+
+
+def _check_sizes(name: str, content: Any) -> None:
+    numbers = [(key, value) for key, value in entries(content) if type(value) in (int, float)]
+    for key, value in numbers:
+        least, most = SIZES.get(key, (-(2**24), 2**24))
+        if not least <= value <= most:
+            raise FuseMixLiteError(f"{name}: {key} = {value:g} is absurd, give {least} to {most}")
+    known = dict(numbers)
+    if known.get("chunk_length", 0) * known.get("sampling_rate", 0) > 2**24:
+        raise FuseMixLiteError(f"{name}: {known['chunk_length']} s at {known['sampling_rate']} Hz are absurd")
+
+
+def check_weights(build: Callable[[], Any], weights: Sequence[Path]) -> None:
+    """Raise FuseMixLiteError if a configuration describes a model several times as large as its weights: whatever is missing
+    or of another shape would be made before that is noticed. `build` makes the model; here without memory."""
+    import torch
+
+    held = sum(math.prod(array.shape) for file in weights for array in held_by(file).values())
+    with torch.device("meta"):
+        model = build()
+    wanted = sum(tensor.numel() for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
+    if wanted > 4 * held + 2**24:
+        raise FuseMixLiteError(f"the configuration describes {wanted:,} weights, the files hold {held:,}")

@@ -624,7 +624,7 @@ BROKEN = {
     "processor does not fit": (other_features, "expected input.* to have 16 channels"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "it needs config.json"),
     "remote code": (remote_code, "cannot be loaded"),
-    "config no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
+    "config no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
     "settings no JSON": (settings("{"), "fusemix_lite.json cannot be read"),
     "settings no object": (settings("[]"), "fusemix_lite.json holds no JSON object"),
     "pooling unknown": (settings('{"pooling": "max"}'), 'pooling "max"'),
