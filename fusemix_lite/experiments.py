@@ -11,6 +11,7 @@ as ``coco_text_to_image@1``.
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -276,23 +277,34 @@ def choose(runs: dict[tuple[float, int], list[dict]]) -> dict:
 
 
 class Runs:
-    """Runs already done, a JSON line each, so that a stopped sweep goes on where it was."""
+    """Runs already done, a JSON line each, so that a stopped sweep goes on where it was. Several sweeps may share a file.
+
+    A line that was cut when a sweep was stopped, or that holds anything but numbers, is passed over, and its run made again.
+    """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.done = path, {}
-        if path.exists():
-            for line in path.read_text("utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the line that was being written when the sweep was stopped
-                self.done[entry["job"]] = entry["numbers"]
+        for line in path.read_bytes().split(b"\n") if path.exists() else ():
+            try:
+                entry = json.loads(line)
+                job, numbers = entry["job"], entry["numbers"]
+                finite = all(math.isfinite(value) for value in numbers.values())
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+                continue
+            if isinstance(job, str) and finite and {"seconds", "val_mean"} <= numbers.keys():
+                self.done[job] = numbers
 
     def add(self, job: str, numbers: dict) -> None:
+        """Keep a run. Raises FuseMixLiteError where that cannot be done."""
         self.done[job] = numbers
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"job": job, "numbers": numbers}) + "\n")
+        line = json.dumps({"job": job, "numbers": numbers})
+        try:
+            with self.path.open("ab") as file:  # in one piece, so that the lines of several sweeps do not mix
+                file.write(f"\n{line}\n".encode())  # a line of its own, whatever a stopped sweep has left before it
+        except OSError as error:
+            kept = "what was kept before stays, and the same sweep goes on from there"
+            raise FuseMixLiteError(f"{self.path} cannot be written ({error.strerror}): make room; {kept}") from error
 
 
 def _key(p: Profile, arm: dict, dropout: float, steps: int, seed: int, test: bool) -> str:

@@ -8,7 +8,6 @@ checkpoint where ``--work`` says where that is.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from itertools import product
@@ -17,15 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checkpoints import Checkpoints, State, check_layout
 from .datasets import SoundingScenes
 from .disk import write_aside
 from .encoders import WEIGHTS, load_encoder
-from .errors import FuseMixLiteError
 from .generation import CODE, SIDE, LatentToImage, ResidualConvolutions, picture_decoder, save_module
 from .scene_image import PIXELS
 from .scene_viewing import SceneReader, agreement, as_input, as_pictures, load_reader, truth
@@ -41,7 +39,7 @@ RECIPES = {
 }  # fmt: skip
 #: What the sampler is chosen from, on validation scenes that are told by captions.
 SAMPLERS = {"steps": (8, 16, 32), "guidance": (1.0, 2.0, 3.0, 4.0, 6.0)}
-SAVE_EVERY, LOOK_EVERY = 250, 500  # steps
+LOOK_EVERY, SAVE_EVERY = 500, 30.0  # steps, seconds
 
 
 def pictures(dataset: SoundingScenes, progress: bool = True) -> Tensor:
@@ -116,48 +114,39 @@ def velocity_loss(model: Callable, x: Tensor, z: Tensor, t: Tensor, noise: Tenso
 
 
 class _Progress:
-    """Weights, their moving average and the optimiser's state, written whole every so often."""
+    """Weights, their moving average, the optimiser's state and what was seen on the way: what a checkpoint holds."""
 
-    def __init__(self, model: nn.Module, recipe: dict, work: Path | None, started: float = 0.0):
+    def __init__(self, model: nn.Module, recipe: dict, started: float):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         every = self.parameters.values()
         self.optimiser = torch.optim.AdamW(every, lr=recipe["lr"], weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-        self.file = work / "checkpoint.safetensors" if work else None
-        self.of = json.dumps({key: value for key, value in recipe.items() if key != "steps"}, sort_keys=True)
-        self.started, self.before = started, 0.0
+        self.started, self.looks = started, {}
 
     @property
     def cpu_seconds(self) -> float:
         """Of this training, in the lives of earlier processes too."""
-        return self.before + time.process_time() - self.started
+        return time.process_time() - self.started
 
-    def save(self, step: int) -> None:
-        if self.file is None:
-            return
-        state = {"step": torch.tensor(step)}
+    def state(self) -> State:
+        tensors = {}
         for name, p in self.parameters.items():
-            own = {"model": p.detach(), "average": self.average[name], **self.optimiser.state[p]}
-            state |= {f"{what}/{name}": tensor.contiguous() for what, tensor in own.items()}
-        write_aside(self.file, save(state, {"recipe": self.of, "cpu_seconds": f"{self.cpu_seconds:.1f}"}))
+            own = {"model": p, "average": self.average[name], **self.optimiser.state[p]}
+            tensors |= {f"{what}/{name}": tensor for what, tensor in own.items()}
+        return tensors, {"cpu_seconds": self.cpu_seconds, "looks": self.looks}
 
     @torch.no_grad()
-    def resume(self) -> int:
-        """The step to go on with: 0 where there is no checkpoint."""
-        if self.file is None or not self.file.exists():
-            return 0
-        with safe_open(self.file, "pt") as opened:
-            facts = opened.metadata() or {}
-        made_by, self.before = facts.get("recipe"), float(facts.get("cpu_seconds", 0))
-        if made_by != self.of:
-            raise FuseMixLiteError(f"{self.file} belongs to another recipe ({made_by}): delete it, or give another --work")
-        saved = load_file(self.file)
+    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
+        looks, moments = {int(step): dict(look) for step, look in facts["looks"].items()}, ("exp_avg", "exp_avg_sq")
+        like = {f"{what}/{name}": p for name, p in self.parameters.items() for what in ("model", "average", *moments)}
+        check_layout(tensors, like | {f"step/{name}": torch.zeros(()) for name in self.parameters})
+        self.started -= float(facts["cpu_seconds"])
+        self.looks = looks
         for name, p in self.parameters.items():
-            p.copy_(saved[f"model/{name}"])
-            self.average[name].copy_(saved[f"average/{name}"])
-            moments = {what: torch.empty_like(p).copy_(saved[f"{what}/{name}"]) for what in ("exp_avg", "exp_avg_sq")}
-            self.optimiser.state[p] = {"step": saved[f"step/{name}"], **moments}  # laid out in memory as the weights are
-        return int(saved["step"])
+            p.copy_(tensors[f"model/{name}"])
+            self.average[name].copy_(tensors[f"average/{name}"])
+            own = {what: torch.empty_like(p).copy_(tensors[f"{what}/{name}"]) for what in moments}
+            self.optimiser.state[p] = {"step": tensors[f"step/{name}"].clone(), **own}  # laid out in memory as the weights are
 
     @torch.no_grad()
     def follow(self, step: int, ema: float) -> None:
@@ -169,7 +158,7 @@ class _Progress:
 def train_generator(recipe: dict, seed: int = 0, work: Path | None = None) -> tuple[LatentToImage, dict]:
     """Train the generator; returns the averaged model, and facts: "looks" (validation loss at each look) and "read".
 
-    work: a folder for checkpoints and a log. A run that is stopped and resumed gives the same weights as one that is not.
+    work: a folder for checkpoints. A run that is stopped and resumed gives the same weights as one that is not.
     """
     started = time.process_time()
     drawn, latents = told_pictures(recipe, "train", recipe["items"])
@@ -184,41 +173,28 @@ def train_generator(recipe: dict, seed: int = 0, work: Path | None = None) -> tu
     model.mean.copy_(mean)
     model.std.copy_(std)
     model = model.to(memory_format=torch.channels_last)
-    progress, losses, looks = _Progress(model, recipe, work, started), [], {}
-    start = progress.resume()
-    looks |= _looks_before(work, start)
-    for step in tqdm(range(start, recipe["steps"]), "lite-generator", recipe["steps"], initial=start, mininterval=10):
-        g = torch.Generator().manual_seed(seed * 1_000_003 + step)  # a step's own: a resumed run draws what it would have
-        for group in progress.optimiser.param_groups:
-            group["lr"] = recipe["lr"] * _rate(step, recipe)
-        loss = _loss(model, recipe, codes, latents, g)
-        progress.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(progress.parameters.values(), 1.0)
-        progress.optimiser.step()
-        progress.follow(step, recipe["ema"])
-        losses.append(loss.item())
-        done = step + 1
-        if done % LOOK_EVERY == 0 or done == recipe["steps"]:
-            looks[done] = {
-                "loss": round(float(np.mean(losses[-200:])), 5),
-                **look(model, progress.average, val_codes, val_latents),
-            }
-            if work:
-                with (work / "log.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": done, **looks[done]}) + "\n")
-        if done % SAVE_EVERY == 0:
-            progress.save(done)
+    progress, losses = _Progress(model, recipe, started), []
+    with Checkpoints(work, SAVE_EVERY) as checkpoints:
+        start = checkpoints.resume({"recipe": recipe | {"steps": None}, "seed": seed}, progress.restore)
+        for step in tqdm(range(start, recipe["steps"]), "lite-generator", recipe["steps"], initial=start, mininterval=10):
+            g = torch.Generator().manual_seed(seed * 1_000_003 + step)  # a step's own: a resumed run draws what it would have
+            for group in progress.optimiser.param_groups:
+                group["lr"] = recipe["lr"] * _rate(step, recipe)
+            loss = _loss(model, recipe, codes, latents, g)
+            progress.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(progress.parameters.values(), 1.0)
+            progress.optimiser.step()
+            progress.follow(step, recipe["ema"])
+            losses.append(loss.item())
+            done = step + 1
+            if done % LOOK_EVERY == 0 or done == recipe["steps"]:
+                mean = {"loss": round(float(np.mean(losses[-200:])), 5)}
+                progress.looks[done] = mean | look(model, progress.average, val_codes, val_latents)
+            checkpoints.keep(done, progress.state, last=done == recipe["steps"])
     model.load_state_dict(progress.average, strict=False)
-    facts = {"looks": looks, "read": readings(encoder, decoder, recipe["val_items"])}
+    facts = {"looks": progress.looks, "read": readings(encoder, decoder, recipe["val_items"])}
     return model.eval(), facts | {"cpu_minutes": round(progress.cpu_seconds / 60, 1)}
-
-
-def _looks_before(work: Path | None, start: int) -> dict[int, dict]:
-    """The looks of earlier processes, up to the step that this one goes on with."""
-    log = work / "log.jsonl" if work else None
-    rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log and log.exists() else []
-    return {row.pop("step"): row for row in rows if row["step"] <= start}
 
 
 @torch.inference_mode()
@@ -353,7 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", choices=RECIPES, metavar="NAME", help=f"which to train: {', '.join(RECIPES)}")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the folders go (default: into the package)")
-    parser.add_argument("--work", type=Path, help="folder for the generator's checkpoints and log (default: none are kept)")
+    parser.add_argument("--work", type=Path, help="folder for the generator's checkpoints (default: none are kept)")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
     parser.add_argument("--items", type=int, help="items to learn from (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)

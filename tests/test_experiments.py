@@ -1,13 +1,17 @@
 """What an arm learns from and is judged on."""
 
+import math
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from mutations import failures, mutated_bytes, mutated_json_bytes
+from torture import tries
 
 from fusemix_lite import FuseMixLiteError, LatentPairs, SoundingScenes, experiments, profile, records
 from fusemix_lite.arms import EXPERIMENTS, plan
@@ -223,6 +227,57 @@ def test_a_run_that_fails_ends_the_sweep(tmp_path, monkeypatch):
     with pytest.raises(FuseMixLiteError, match="no memory"):
         experiments._run_all("toy", [(number,) for number in range(50)], runs, 1, "seeds")
     assert runs.done == {"0": {}} and len(made) < 10
+
+
+NUMBERS = {"seed": 0, "seconds": 2.5, "val_mean": 1.0}
+
+
+@pytest.mark.torture
+def test_runs_that_were_cut_or_tampered_with_are_made_again(tmp_path, record_property):
+    """Cut at any byte, the line that comes next is whole; what is mutated is passed over or read as it stands, and no more."""
+    file = tmp_path / "runs.jsonl"
+    runs = experiments.Runs(file)
+    for job in "abc":
+        runs.add(job, NUMBERS)
+    whole = file.read_bytes()
+    for end in range(len(whole)):
+        file.write_bytes(whole[:end])
+        left = experiments.Runs(file).done
+        assert list(left) == list("abc")[: whole[:end].count(b"}}")]
+        runs.add("d", NUMBERS)
+        assert experiments.Runs(file).done == left | {"d": NUMBERS}
+
+    def trial(rng):
+        text = mutated_json_bytes(rng, {"job": "a", "numbers": NUMBERS})
+        file.write_bytes(mutated_bytes(rng, whole) if rng.random() < 0.5 else text)
+        for numbers in experiments.Runs(file).done.values():
+            assert math.isfinite(numbers["seconds"] + numbers["val_mean"])
+
+    inputs = tries(50, 1000)
+    assert not failures(trial, inputs)
+    record_property("inputs", inputs)
+    record_property("faults", len(whole))
+
+
+def test_two_sweeps_may_share_a_file(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from fusemix_lite.experiments import Runs\n"
+        "runs = Runs(Path(sys.argv[1]))\n"
+        "more = dict.fromkeys(map(str, range(30)), 0.5) | {'seconds': 1.0, 'val_mean': 2.0}\n"
+        "for i in range(300): runs.add(f'{sys.argv[2]} {i}', more)"
+    )
+    call = [sys.executable, "-c", code, str(tmp_path / "runs.jsonl")]
+    both = [subprocess.Popen([*call, name]) for name in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert set(experiments.Runs(tmp_path / "runs.jsonl").done) == {f"{name} {i}" for name in "ab" for i in range(300)}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_is_said(tmp_path):
+    runs = experiments.Runs(tmp_path / "runs.jsonl")
+    runs.path = Path("/dev/full")
+    with pytest.raises(FuseMixLiteError, match="/dev/full cannot be written .No space left on device.: make room"):
+        runs.add("a", NUMBERS)
 
 
 def test_what_cannot_be_run_is_one_line():

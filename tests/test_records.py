@@ -108,10 +108,10 @@ def test_choice_is_the_best_mean_validation_score():
 
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):
     runs = Runs(tmp_path / "runs.jsonl")
-    runs.add("a", {"val_mean": 1.0})
+    runs.add("a", {"seconds": 2.5, "val_mean": 1.0})
     with runs.path.open("a") as file:
         file.write('{"job": "b", "numb')  # killed while writing
-    assert Runs(runs.path).done == {"a": {"val_mean": 1.0}}
+    assert Runs(runs.path).done == {"a": {"seconds": 2.5, "val_mean": 1.0}}
 
 
 def test_a_whole_sweep_at_smoke_scale(tmp_path, monkeypatch):
