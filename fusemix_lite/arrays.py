@@ -7,16 +7,19 @@ An array is named by a *spec*, so that one string on a command line is enough:
     latents/image               the folder of a `LatentStore`, its rows
 """
 
-import json
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .decoding import first_line
+from .disk import read_json
 from .errors import FuseMixLiteError
 from .store import LatentStore
+from .untrusted import held_by, plain_size
 
 if TYPE_CHECKING:
     from .pairs import LatentPairs
@@ -41,9 +44,9 @@ def load_array(spec: str | Path) -> np.ndarray:
         array = _from_npy(file)
     else:
         raise FuseMixLiteError(f"{file} is of an unknown kind: give {_SPECS}")
-    if array.dtype.kind not in "fiu":
-        raise FuseMixLiteError(f"{spec} holds {array.dtype}, not numbers: give floats (or integers for an owner)")
-    return array
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise FuseMixLiteError(f"{spec} holds {array.dtype!s:.80}, not numbers: give floats (or integers for an owner)")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def load_latent_pairs(
@@ -108,28 +111,33 @@ def _from_safetensors(file: Path, key: str | None) -> np.ndarray:
     import torch
     from safetensors import safe_open
 
+    held = held_by(file)
+    if key is None and len(held) == 1:
+        key = next(iter(held))
+    if key not in held:
+        lacks = f'holds no "{key}"' if key else "holds several arrays" if held else "holds no array"
+        known = ", ".join(" ".join(name.split()) for name in sorted(held)[:20]) or "none"
+        raise FuseMixLiteError(f"{file} {lacks}: give FILE.safetensors:KEY with one of {known}")
     try:
         with safe_open(file, framework="pt") as opened:
-            keys = sorted(opened.keys())
-            if key is None and len(keys) == 1:
-                key = keys[0]
-            tensor = opened.get_tensor(key) if key in keys else None
+            tensor = opened.get_tensor(key)
     except Exception as error:  # the library has a class of its own for a damaged file, and the system others
-        raise FuseMixLiteError(f"{file} cannot be read as safetensors ({error}): write it again") from error
-    if tensor is None:
-        lacks = f'holds no "{key}"' if key else "holds several arrays" if keys else "holds no array"
-        raise FuseMixLiteError(f"{file} {lacks}: give FILE.safetensors:KEY with one of {', '.join(keys) or 'none'}")
+        raise FuseMixLiteError(f"{file} cannot be read as safetensors ({first_line(error)}): write it again") from error
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _from_npy(file: Path) -> np.ndarray:
     try:
-        array = np.load(file, allow_pickle=False)
+        plain_size(file)
+        with file.open("rb") as opened:
+            zipped = opened.read(4).startswith(b"PK")
+        # Mapped, so that a header which promises more than the file holds is refused before memory is taken.
+        array = None if zipped else np.array(np.load(file, allow_pickle=False, mmap_mode="r"))
     except Exception as error:  # NumPy raises ValueError, EOFError and others
         raise FuseMixLiteError(
-            f"{file} cannot be read as .npy ({error}): write it with numpy.save(…, allow_pickle=False)"
+            f"{file} cannot be read as .npy ({first_line(error)}): write it with numpy.save(…, allow_pickle=False)"
         ) from error
-    if not isinstance(array, np.ndarray):  # a zip of several arrays under a wrong name
+    if array is None:  # a zip of several arrays under a wrong name
         raise FuseMixLiteError(f"{file} is an .npz archive: save its arrays one by one with numpy.save")
     return array
 
@@ -140,10 +148,7 @@ def _store(spec: str | Path) -> LatentStore | None:
 
 def _read_split(file: Path) -> tuple[list[str], list[str] | None]:
     """Part names and, if the file has them, item names."""
-    try:
-        content = json.loads(file.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FuseMixLiteError(f"{file} cannot be read as JSON ({error})") from error
+    content = read_split(file)
     parts = content.get("split") if isinstance(content, dict) else content
     items = content.get("items") if isinstance(content, dict) else None
     if not _strings(parts):
@@ -155,11 +160,19 @@ def _read_split(file: Path) -> tuple[list[str], list[str] | None]:
     return parts, items
 
 
+def read_split(file: Path) -> Any:
+    """The content of a split file, which may begin with a byte order mark."""
+    return read_json(file, "give a list of part names as JSON", "utf-8-sig")
+
+
 def _fit_split(file: Path, ids: Sequence[str] | None, rows: int) -> tuple[list[str], Sequence[str] | None]:
     """Part names and item ids, one a row of x: by item id where both sides have one, else by place."""
     parts, items = _read_split(file)
     if ids is not None and items is not None:
         part_of = dict(zip(items, parts, strict=True))
+        if len(part_of) < len(items):
+            twice = next(item for item, count in Counter(items).items() if count > 1)
+            raise FuseMixLiteError(f'{file}: "items" names {twice!r:.200} more than once: name each once, with its part')
         unknown = [item for item in ids if item not in part_of]
         if unknown:
             raise FuseMixLiteError(f'{file} names no part for {len(unknown)} items of x, "{unknown[0]}" among them')

@@ -156,7 +156,7 @@ def test_a_part_without_pairs_is_left_out(tmp_path, pack):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "cannot be read"),
         ("{}", "holds no split"),
         ('{"split": {"train": [0]}}', "holds no split"),
         ("[]", "holds no split"),
@@ -169,7 +169,7 @@ def test_a_split_that_does_not_fit(tmp_path, pack, content, message):
     (tmp_path / "split.json").write_text(content)
     with pytest.raises(FuseMixLiteError, match=f"split.json.*{message}"):
         load_latent_pairs(f"{pack}:x", f"{pack}:y", f"{pack}:owner", tmp_path / "split.json")
-    with pytest.raises(FuseMixLiteError, match="nowhere.json cannot be read"):
+    with pytest.raises(FuseMixLiteError, match="nowhere.json is missing"):
         load_latent_pairs(f"{pack}:x", f"{pack}:y", f"{pack}:owner", tmp_path / "nowhere.json")
 
 
