@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 from .fragments import write_fragments
@@ -41,9 +42,14 @@ class BookError(Exception):
 
 
 def set_environment() -> None:
-    """Apply ENVIRONMENT to this process and the kernels it starts; what the caller has set stays."""
+    """Apply ENVIRONMENT to this process and the kernels it starts; what the caller has set stays.
+
+    A list of fonts is made here if there is none: matplotlib says so on stderr, and so it does where it cannot write below the
+    home folder and takes another one, for this process and its children. In a chapter that would be an output.
+    """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    import_module("matplotlib.font_manager")
 
 
 def execute(source: Path, target: Path, parameters: dict | None = None, cell_timeout: int = CELL_TIMEOUT) -> float:
