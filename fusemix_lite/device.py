@@ -14,6 +14,6 @@ def pick_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(1, device=device).device
-    except (RuntimeError, AssertionError) as error:  # unknown, not there, or a build without it
+    except (RuntimeError, AssertionError, TypeError) as error:  # unknown, not there, a build without it, or no device at all
         reason = str(error).splitlines()[0]
         raise FuseMixLiteError(f"device {device} cannot be used ({reason}): try cpu, or auto") from error
