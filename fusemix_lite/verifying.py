@@ -153,7 +153,7 @@ class Examined:
     foreign: list[Fault] = field(default_factory=list)  # not to be touched
 
     def fault(self, file: Path, what: str) -> None:
-        self.faults.append(Fault(file, what))
+        self.faults.append(Fault(file, " ".join(what.splitlines())))  # a damaged file may say anything
 
     def written(self, number: int) -> set[str]:
         """The sha256 that a shard may have; none if nobody knows."""
@@ -247,8 +247,12 @@ def _judge_manifest(found: Examined) -> None:
     told = origin_of(found.manifest)
     as_written = there & {shard["sha256"] for shard in found.manifest["shards"]}
     if not as_written and len(set(found.origins.values())) == 1 and told not in found.origins.values():
-        shards = next(iter(found.origins.values()))
-        found.fault(file, f"{file} is about {told}, its shards are of {shards}: {remedy(found.folder)}")
+        first, *more = sorted(found.origins)
+        own, other = vars(told), vars(found.origins[first])
+        key = next(key for key in own if own[key] != other[key])
+        who = shard_name(first) + (" and the others" if more else "")
+        what = f"{file} and {who} contradict each other ({key}: {own[key]!r:.80} and {other[key]!r:.80})"
+        found.fault(file, f"{what}: {remedy(found.folder)}")
         found.manifest, found.doubted = None, told
 
 
