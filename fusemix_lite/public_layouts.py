@@ -19,6 +19,7 @@ from .errors import FuseMixLiteError
 from .files import SUFFIXES, csv_rows, relative_path, text_lines
 
 _AGAIN = "fetch it again"
+_LARGEST = 2**32  # bytes of a list in JSON, which is read whole; Visual Genome's regions are the longest
 _PROBED = 200  # entries of a folder whose files are looked for before it is taken for the wrong one
 
 
@@ -119,7 +120,7 @@ def karpathy(file: Path, split: str, with_folder: bool = False) -> Rows:
     {"images": [{"filename", "split", "sentences": [{"raw", …}], "filepath": in COCO, …}], …}. Training is "train" and, in COCO,
     "restval".
     """
-    content = read_json(file, _AGAIN)
+    content = read_json(file, _AGAIN, at_most=_LARGEST)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
         raise FuseMixLiteError(f'{file} has no list "images": give dataset_*.json of Karpathy\'s caption_datasets.zip')
@@ -182,7 +183,7 @@ def sbu_urls(file: Path, split: str) -> Rows:
 
 def sbu_json(file: Path, split: str) -> Rows:
     """`sbu-captions-all.json`: {"image_urls": […], "captions": […], …}."""
-    content = read_json(file, _AGAIN)
+    content = read_json(file, _AGAIN, at_most=_LARGEST)
     lists = [content.get(key) if isinstance(content, dict) else None for key in ("image_urls", "captions")]
     yield from _by_url(file, *(_listed(str(file), found) for found in lists))
 
@@ -269,7 +270,7 @@ def _base(path: str) -> str:
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:
-    content = read_json(file, _AGAIN)
+    content = read_json(file, _AGAIN, at_most=_LARGEST)
     if not isinstance(content, list):
         raise FuseMixLiteError(f"{file} holds no list: {_AGAIN}")
     for number, entry in enumerate(content):

@@ -1,5 +1,6 @@
 """Tables of Hugging Face `datasets`, in memory, saved and in parquet, as pairs."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import public_fixtures as small
 import pytest
 
-from fusemix_lite import FuseMixLiteError, LatentPairs, extract, fit, load_encoder
+from fusemix_lite import FuseMixLiteError, LatentPairs, extract, fit, hub_data, load_encoder
 from fusemix_lite.hub_data import read_hub
 
 datasets = pytest.importorskip("datasets")
@@ -133,6 +134,80 @@ def test_a_table_that_does_not_fit_is_named(make, options, message, tmp_path):
 def test_a_damaged_table_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(FuseMixLiteError, match="cannot be read .*write or fetch it again"):
+        read_hub(tmp_path / "a.parquet")
+
+
+def saved_naming(folder: Path, file: str) -> Path:
+    """A folder of `save_to_disk` that names a file elsewhere, with a good table there."""
+    saved(hub_rows(), folder, "saved to disk")
+    (folder / "saved" / "data-00000-of-00001.arrow").rename(folder / "elsewhere.arrow")
+    state = json.loads((folder / "saved" / "state.json").read_text())
+    state["_data_files"] = [{"filename": file.format(folder=folder)}]
+    (folder / "saved" / "state.json").write_text(json.dumps(state))
+    return folder / "saved"
+
+
+@pytest.mark.parametrize("file", ["../elsewhere.arrow", "{folder}/elsewhere.arrow"])
+def test_a_saved_table_reads_nothing_outside_of_its_folder(tmp_path, file):
+    with pytest.raises(FuseMixLiteError, match="state.json names .*elsewhere.arrow', which leaves the folder"):
+        read_hub(saved_naming(tmp_path, file), item="key")
+
+
+def test_a_saved_dict_names_no_split_outside_of_its_folder(tmp_path):
+    saved(hub_rows(), tmp_path, "saved to disk")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "dataset_dict.json").write_text('{"splits": ["../saved"]}')
+    with pytest.raises(FuseMixLiteError, match="names the split '../saved', which leaves the folder"):
+        read_hub(tmp_path / "splits", item="key", split="../saved")
+
+
+def test_a_path_in_a_table_of_a_stranger_stays_in_its_folder(tmp_path):
+    """A parquet file may name any picture of this machine; a table that its user has made may, too, as it was he who did."""
+    (tmp_path / "data").mkdir()
+    for place in (tmp_path / "outside.jpg", tmp_path / "data" / "inside.jpg"):
+        place.write_bytes(small.jpeg(7))
+    named = ["inside.jpg", "../outside.jpg", str(tmp_path / "outside.jpg"), str(tmp_path / "data" / "inside.jpg"), "a\0b"]
+    table = datasets.Dataset.from_dict({"image": named, "caption": list("abcde")})
+    table.to_parquet(tmp_path / "data" / "a.parquet")
+    read = read_hub(tmp_path / "data" / "a.parquet")
+    found = []
+    for value in read.values:
+        try:
+            found.append(value())
+        except FuseMixLiteError as error:
+            assert "which is not in the folder of the table: if you trust it, give the table itself" in str(error)
+            found.append(None)
+    inside = tmp_path / "data" / "inside.jpg"
+    assert found == [inside, None, None, inside, None]
+    assert list(read.values.sizes()) == [len(small.jpeg(7)), None, None, len(small.jpeg(7)), None]
+    assert read_hub(table).values[2]() == tmp_path / "outside.jpg"
+
+
+def test_rows_without_an_id_are_not_one_item():
+    rows = hub_rows()
+    rows["key"][3] = rows["key"][5] = None
+    with pytest.raises(FuseMixLiteError, match='table, row 3: no id in "key": all rows without one would be one item'):
+        read_hub(hub_table(rows), item="key")
+
+
+def test_lengths_and_texts_of_a_file_are_looked_at(tmp_path):
+    """Arrow takes them from the file as they are: one that is wrong would be read from memory that is not the table's."""
+    saved(hub_rows(), tmp_path, "saved to disk")
+    file = tmp_path / "saved" / "data-00000-of-00001.arrow"
+    content, word = file.read_bytes(), "größe 3".encode()
+    assert word in content
+    file.write_bytes(content.replace(word, b"gr\xff\xff\xff\xffe 3", 1))
+    with pytest.raises(FuseMixLiteError, match="saved cannot be read .*UTF8.*write or fetch it again"):
+        read_hub(tmp_path / "saved", item="key")
+
+
+def test_a_parquet_file_that_unpacks_to_more_than_its_share_is_refused(tmp_path, monkeypatch):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"image": [bytes(1_000_000 + k) for k in range(4)], "caption": list("abcd")})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    assert len(read_hub(tmp_path / "a.parquet")) == 4
+    monkeypatch.setattr(hub_data, "AT_LEAST", 1_000_000)
+    with pytest.raises(FuseMixLiteError, match="a.parquet would take 4,000,.* bytes, which is out of proportion"):
         read_hub(tmp_path / "a.parquet")
 
 
