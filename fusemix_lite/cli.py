@@ -12,9 +12,9 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 from .errors import FuseMixLiteError
@@ -64,14 +64,15 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 fine, 1 an error that is said in one line, 130 on Ctrl-C, 143 where
-    `fit` is terminated; 2 is argparse's."""
+    """Run one command. Returns the exit code: 0 fine, 1 an error that is said in one line, 130 on Ctrl-C, 143 on SIGTERM, which
+    a scheduler sends before it takes a machine away; 2 is argparse's."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.run is None:
         parser.print_help()
         return 0
     say = Speaker(args.json, args.quiet)
+    heard = _terminated_as_interrupted()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
@@ -94,26 +95,25 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder without permission
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt as stop:
+        if heard is not None and argv is None:  # it is about to end: somebody who cannot wait must not make it end otherwise
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print(f"\n{PROG}: stopped; {args.when_stopped}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    finally:
+        if heard is not None and argv is not None:  # who calls this goes on
+            signal.signal(signal.SIGTERM, heard)
     return 0
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, as a scheduler sends it before it takes a machine away, ends a command as Ctrl-C does."""
+def _terminated_as_interrupted() -> Any:
+    """From now on SIGTERM ends a command as Ctrl-C does. Returns what it did before; None where that cannot be changed."""
 
     def stop(number: int, frame) -> None:
         raise KeyboardInterrupt(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    alone = threading.current_thread() is threading.main_thread()
+    return signal.signal(signal.SIGTERM, stop) if alone else None
 
 
 def _fail(line: str) -> int:
@@ -211,7 +211,7 @@ def extract(args, say: Speaker) -> None:
     from .workflow import extract_pairs
 
     first = Share.of_this_process().rank == 0  # of several processes that a launcher started, one speaks
-    options = {key: getattr(args, key) for key in ("precision", "workers", "append", "split")}
+    options = {key: getattr(args, key) for key in ("precision", "workers", "append", "overwrite", "split")}
     encoders = {m: getattr(args, m) for m in ("image", "audio", "text") if getattr(args, m)}
     given = (args.source, args.out, encoders, args.device, args.batch_size, say.progress and first)
     found = extract_pairs(*given, **options, folder=args.data)
@@ -287,8 +287,7 @@ def fit(args, say: Speaker) -> None:
     for finding in findings:
         say.note(str(finding))
     options = {name: getattr(args, name) for name in FIT_DEFAULTS}
-    with _terminated_as_interrupted():
-        found = train(latents, args.out, args.fractions, args.seed, args.overwrite, say.progress, **options)
+    found = train(latents, args.out, args.fractions, args.seed, args.overwrite, say.progress, **options)
     a, b = latents.names
     items, pairs = found["items"], found["pairs"]
     parts = ", ".join(f"{part} {items[part]:,} with {pairs[part]:,}" for part in items)
@@ -533,6 +532,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=_at_least(0), metavar="N", help=opening)
     grown = "SOURCE has grown at its end: keep the latents of what was there, encode what is new"
     sub.add_argument("--append", action="store_true", help=grown)
+    replaced = "replace latents of other data or by other encoders in the way; those that fit are kept"
+    sub.add_argument("--overwrite", action="store_true", help=replaced)
 
     sub = command(
         merge, "join latents of several data sets by the same encoders", """

@@ -208,6 +208,8 @@ class _Pass:
     # of this process:
     good: int | None = None  # index of an item that could be encoded
     row: int = 0  # items that have failed since
+    first: int | None = None  # index of the first of them
+    why: str = ""  # it failed
 
     def open_finished(self, how: "_How") -> bool:
         """Open the store if it is complete. One of another origin is refused, or taken for unfinished if it may be replaced."""
@@ -240,11 +242,11 @@ class _Pass:
                 self.todo.add(number)
 
     def _make_way(self) -> None:
-        """Delete what a store of other latents consists of, the manifest first, and nothing else: not even that if there is
-        anything else, which the writer refuses."""
-        files = list(self.out.iterdir()) if self.out.is_dir() else []
-        if any(f.name not in (MANIFEST, QUARANTINE) and f.suffix != ASIDE and shard_number(f.name) is None for f in files):
-            return
+        """Delete what a store of other latents consists of, the manifest first, and nothing where there is anything else."""
+        files = sorted(self.out.iterdir()) if self.out.is_dir() else []
+        for file in files:
+            if file.name not in (MANIFEST, QUARANTINE) and file.suffix != ASIDE and shard_number(file.name) is None:
+                raise FuseMixLiteError(f"{self.out} holds {file.name}, which is no part of a store: choose another folder")
         try:
             (self.out / MANIFEST).unlink(missing_ok=True)
             for file in files:
@@ -278,9 +280,14 @@ class _Pass:
 
         Raises FuseMixLiteError if not: what is left out stays out, and a disk that has gone would take all the rest with it.
         """
-        failed, before = {entry["index"] for entry in self.left_out}, self.row
+        failed, before = {entry["index"]: entry["reason"] for entry in self.left_out}, self.row
         for index in indices:
-            self.row, self.good = (self.row + 1, self.good) if index in failed else (0, index)
+            if index not in failed:
+                self.row, self.good = 0, index
+                continue
+            self.row += 1
+            if self.row == 1:
+                self.first, self.why = index, failed[index]
         many = self.row // IN_A_ROW > min(before, self.row) // IN_A_ROW
         if not many and not (self.row and indices.stop == data.shards[indices.start // ROWS_PER_SHARD].stop):
             return
@@ -294,8 +301,7 @@ class _Pass:
                 remedy = "their disk may be gone, or the encoder broken: see to it"
                 raise FuseMixLiteError(f"items fail, and so does {item} now, which worked before ({why}): {remedy}; {KEPT}")
         elif many:
-            entry = min(self.left_out, key=lambda entry: entry["index"])
-            why = f"first of all {data.item_ids[entry['index']]} ({entry['reason']})"
+            why = f"first of all {data.item_ids[self.first]} ({self.why})"
             remedy = "see to the data or the encoder, or leave these items out of the data"
             raise FuseMixLiteError(f"none of {self.row} items in a row can be used, {why}: {remedy}; {KEPT}")
 

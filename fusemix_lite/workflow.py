@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .device import pick_device
-from .disk import as_json, read_json, write_aside
+from .disk import ASIDE, as_json, not_written, read_json, write_aside
 from .errors import FuseMixLiteError
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def extract_pairs(
     precision: str = "fp32",
     workers: int | None = None,
     append: bool = False,
+    overwrite: bool = False,
     split: str | None = None,
     folder: str | Path | None = None,
 ) -> dict:
@@ -104,7 +105,8 @@ def extract_pairs(
 
     Returns what pairs.json holds, with ``rows`` and ``left_out`` (the count, and the list's path) by folder.
 
-    Raises FuseMixLiteError for a source or encoder that cannot be used, and if `out` holds anything else.
+    Raises FuseMixLiteError for a source or encoder that cannot be used, for an encoder that is named twice, and if `out` holds
+    anything else or cannot be written.
     """
     from .encoders import resolve_encoder
     from .extraction import Share, extract, folder_name
@@ -129,13 +131,15 @@ def extract_pairs(
             encoder = resolve_encoder(name)
             if encoder.modality != modality:
                 raise FuseMixLiteError(f"encoder {encoder.id} takes {encoder.modality}, not {modality}: name another one")
+            if any(encoder_identity(encoder) == encoder_identity(other) for other in found.values()):
+                raise FuseMixLiteError(f"encoder {encoder.id} is named twice: name it once")
             key = modality if place == 0 else f"{modality}-{folder_name(encoder.id)}"
             if key in chosen:
                 raise FuseMixLiteError(f"two encoders would have the folder {out / key}: give one of them another --out")
             chosen[key], found[key] = name, encoder
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\d+ of \d+ items left out")  # said below, of all at once
-        how = {"precision": precision, "workers": workers, "append": append}
+        how = {"precision": precision, "workers": workers, "append": append, "overwrite": overwrite}
         stores = extract(dataset, chosen, out, batch_size, device, progress, **how)
     identities = {key: encoder_identity(found[key], chosen[key], stores[key].dim) for key in stores}
     more = {key: identity for key, identity in identities.items() if key not in (media, "text")}
@@ -152,7 +156,10 @@ def extract_pairs(
         "split": split,
     }
     if Share.of_this_process().rank == 0:
-        write_aside(out / PAIRS, as_json(content))
+        try:
+            write_aside(out / PAIRS, as_json(content))
+        except OSError as error:
+            raise not_written(out / PAIRS, error) from error
     left_out = {key: {"count": len(s.quarantine), "list": str(s.path / "quarantine.json")} for key, s in stores.items()}
     return {**content, "rows": {key: len(store) for key, store in stores.items()}, "left_out": left_out}
 
@@ -350,6 +357,8 @@ def train(
         "seed": seed,
     }
     found = save_model(out, result, latents.encoders, facts, parts)
+    for left in out.glob(f"*{ASIDE}"):  # by a process that was killed while it wrote this model
+        left.unlink(missing_ok=True)
     checkpoints.remove()
     return found
 
@@ -393,7 +402,7 @@ def check_model_folder(out: str | Path, overwrite: bool = False) -> None:
         return
     if not (out / FIT).is_file():
         ours = {CHECKPOINT, CONFIG, WEIGHTS, ENCODERS, PARTS, HISTORY, FIT}
-        if (out / CHECKPOINT).is_dir() and {entry.name.removesuffix(".tmp") for entry in out.iterdir()} <= ours:
+        if (out / CHECKPOINT).is_dir() and {entry.name for entry in out.iterdir() if entry.suffix != ASIDE} <= ours:
             return  # stopped on its way to a model: whose way, the checkpoint says
         raise FuseMixLiteError(f"{out} is in use (it holds {sorted(out.iterdir())[0].name}): choose a new folder")
     if not overwrite:
