@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from .adapters import FusionModel
 from .costs import Cost, fusion_cost
+from .disk import read_json
 from .errors import FuseMixLiteError
 from .losses import DENSE_BYTES, TILE, dense_infonce, symmetric_infonce, tiled_infonce
 from .metrics import ranks, ranks_from_scores
@@ -839,7 +840,9 @@ def keep(path: str | Path, name: str, found: dict) -> None:
     if found["smoke"]:
         raise FuseMixLiteError("bench: a record takes no smoke rows: leave out --smoke, or --record")
     path = Path(path)
-    content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    content = read_json(path, "give another name to --record") if path.exists() else {}
+    if not isinstance(content, dict):
+        raise FuseMixLiteError(f"{path} is no record: give another name to --record")
     content[name] = found
     ordered = {known: content[known] for known in ROWS if known in content}
     path.write_text(json.dumps(content if len(ordered) < len(content) else ordered, indent=1) + "\n", "utf-8")

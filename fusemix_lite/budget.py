@@ -376,7 +376,7 @@ def _in_cache(split: str, source, encoder: str, side: str, p: Profile) -> bool:
     name = Path(encoder).name if Path(encoder).is_dir() else encoder
     manifests = cache_dir().glob(f"{cache_name(identity, name)}--*/manifest.json")
     found = (read_json(file, "delete its folder") for file in manifests)
-    return any(manifest.get("precision", "fp32") == precision for manifest in found)
+    return any(isinstance(manifest, dict) and manifest.get("precision", "fp32") == precision for manifest in found)
 
 
 # --- fusion ---------------------------------------------------------------------------------------------------------------

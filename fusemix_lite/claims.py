@@ -26,6 +26,7 @@ from .profiles import Profile
 from .records import Record
 from .reported import MARKS
 from .stats import Interval, interval
+from .untrusted import read_yaml
 
 CLAIMS = bundled("claims.yml")
 
@@ -77,6 +78,12 @@ class Claim:
     why: str | None = None  # it cannot be tested, or its run has not been made yet
 
     def __post_init__(self):
+        for field in ("id", "claim", "where", "mark", "record", "profile", "group", "chapter", "why"):
+            value = getattr(self, field)
+            if not isinstance(value, str) and (value is not None or field in ("id", "claim", "where", "mark")):
+                raise self._wrong(f"its {field} is {value!r:.80}, no text")
+        if not isinstance(self.rule, dict | None):
+            raise self._wrong(f"its rule is {self.rule!r:.80}, no mapping")
         if self.mark not in (*MARKS, "ours"):
             raise self._wrong(f"its mark is {self.mark!r}, not one of {', '.join(MARKS)} or ours")
         if self.group not in (None, *GROUPS):
@@ -118,7 +125,9 @@ class Claim:
         return FuseMixLiteError(f"claim {self.id!r}: {what}")
 
     def _check_arithmetic(self) -> None:
-        if set(self.rule) != {"arithmetic", "equals", "within"} or not (self.rule["equals"] and self.rule["within"] > 0):
+        numbers = [self.rule.get(key) for key in ("equals", "within")]
+        given = all(type(number) in (int, float) and 0 < abs(number) < math.inf for number in numbers)
+        if set(self.rule) != {"arithmetic", "equals", "within"} or not given or numbers[1] < 0:
             raise self._wrong("arithmetic needs what it equals (not 0), and within how many % of that")
         if self.null != "none" or self.record or self.real:
             raise self._wrong('arithmetic has no record, and "null": none')
@@ -132,15 +141,15 @@ class Claim:
                 raise self._wrong("its rule needs metric, arm, either other or level, and one of margin, within, share")
             needs, one = ", ".join(sorted(kind.fields)), ", ".join(sorted(kind.criteria))
             raise self._wrong(f"a rule about a {self.kind} needs metric, {needs} and one of {one}")
-        if not self.metrics or not self.record or not self.profile:
+        if not self.metrics or not self.record or not self.profile or not all(isinstance(name, str) for name in self.metrics):
             raise self._wrong("a rule needs a metric (or several), a record and a profile")
-        if not all(isinstance(self.rule[key], (int, float)) and self.rule[key] > 0 for key in asked):
+        if not all(type(self.rule[key]) in (int, float) and 0 < self.rule[key] < math.inf for key in asked):
             raise self._wrong(f"{self.criterion} is a number above 0")
         level = self.rule.get("level", "chance")
-        if level != "chance" and not isinstance(level, (int, float)):
-            raise self._wrong(f"level is chance or a number, not {level!r}")
+        if level != "chance" and not (type(level) in (int, float) and abs(level) < math.inf):
+            raise self._wrong(f"level is chance or a number, not {level!r:.80}")
         word = self.rule.get(self.kind)
-        if self.kind in WORDS and (word not in WORDS[self.kind] or (word in ("stays", "flat")) != ("within" in asked)):
+        if self.kind in WORDS and (str(word) not in WORDS[self.kind] or (word in ("stays", "flat")) != ("within" in asked)):
             raise self._wrong(
                 f"{self.kind} is one of {', '.join(WORDS[self.kind])}; the last one takes within, the others margin"
             )
@@ -157,8 +166,17 @@ class Claim:
 
     def _check_arms(self, rule: dict) -> None:
         for side in ("before", "after"):
-            if side in rule and set(rule[side]) != {"arm", "other"}:
+            if side in rule and (not isinstance(rule[side], dict) or set(rule[side]) != {"arm", "other"}):
                 raise self._wrong(f"{side} names an arm and the other, whose difference is the lead")
+        lists = [rule[key] for key in ("arms", "others", "at") if key in rule]
+        if not all(isinstance(each, list) for each in lists):
+            raise self._wrong("arms, others and at are lists")
+        leads = [rule[side][key] for side in ("before", "after") if side in rule for key in ("arm", "other")]
+        named = [rule[key] for key in ("arm", "other") if key in rule] + rule.get("arms", []) + rule.get("others", [])
+        if not all(isinstance(arm, dict) and all(isinstance(key, str) for key in arm) for arm in leads + named):
+            raise self._wrong("an arm is a mapping of what it runs with")
+        if not isinstance(rule.get("over", ""), str):
+            raise self._wrong("over names what a trend is over")
         if "arms" in rule:
             given = [rule[key] for key in ("arms", "others", "at") if key in rule]
             if len(rule["arms"]) < 2 or len({len(each) for each in given}) > 1:
@@ -184,13 +202,16 @@ class Verdict(NamedTuple):
 
 def load_claims(path: Path = CLAIMS) -> list[Claim]:
     """All rows of the ledger, checked."""
-    import yaml
-
     try:
-        claims = [Claim(**row) for row in yaml.safe_load(Path(path).read_text(encoding="utf-8"))]
-    except OSError:
+        rows = read_yaml(Path(path))
+        if not isinstance(rows, list):
+            raise TypeError("no list of claims")
+        claims = [Claim(**row) for row in rows]
+    except FileNotFoundError:
         raise FuseMixLiteError(f"no claim ledger {path}") from None
-    except (yaml.YAMLError, TypeError) as error:
+    except FuseMixLiteError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
         raise FuseMixLiteError(f'claim ledger {path} is broken ({error}); note that the key "null" needs quotes') from None
     ids = [claim.id for claim in claims]
     if len(set(ids)) < len(ids):
@@ -378,8 +399,10 @@ def _calculate(text: str, claim: str) -> float:
         raise ValueError(ast.unparse(node))
 
     try:
-        return float(value(ast.parse(str(text), mode="eval").body))
-    except (ValueError, SyntaxError, ZeroDivisionError, OverflowError, RecursionError) as error:
+        if not isinstance(text, str) or len(text) > 1000:
+            raise ValueError("no sum of a line or two")
+        return float(value(ast.parse(text, mode="eval").body))
+    except (ValueError, SyntaxError, ZeroDivisionError, OverflowError, RecursionError, MemoryError) as error:
         raise FuseMixLiteError(
-            f"claim {claim!r}: cannot calculate {text!r} ({error}); numbers, + - * / and brackets only"
+            f"claim {claim!r}: cannot calculate {text!r:.200} ({error}); numbers, + - * / and brackets only"
         ) from None

@@ -117,7 +117,11 @@ def embed_rows(model, modality: str, z: Tensor) -> Tensor:
     training, device = model.training, model.temperature.device
     model.eval()
     try:
-        return torch.cat([model.embed(modality, tile.to(device)) for tile in z.split(EMBED_ROWS)])
+        rows = torch.cat([model.embed(modality, tile.to(device)) for tile in z.split(EMBED_ROWS)])
+        if not rows.isfinite().all():  # of latents on disk nobody has looked at every one
+            row = int((~rows.isfinite().all(1)).int().argmax())
+            raise FuseMixLiteError(f"{modality} latents: row {row} has no finite embedding: extract it again, or fit again")
+        return rows
     finally:
         model.train(training)
 

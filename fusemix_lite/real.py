@@ -116,6 +116,9 @@ def load_real(name: str, components: int | None = COMPONENTS) -> dict[str, Laten
     known = REAL[name]
     x, y, owner = (f"{file}:{key}" for key in known.keys)
     parts = load_latent_pairs(x, y, owner, file.with_suffix(".json"), known.names)
+    missing = [part for part in ("train", "val", "test") if part not in parts]
+    if missing:
+        raise FuseMixLiteError(f"{file.with_suffix('.json')} names no part {missing[0]!r}: split the items first")
     return parts if components is None else reduced(parts, components)
 
 

@@ -1,5 +1,6 @@
 """Numbers that others report, each with how we know it: ``book/reported.yml``, read and checked."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from .bundled import bundled
 from .errors import FuseMixLiteError
 from .profiles import Profile, profile
 from .records import Record, sets_of
+from .untrusted import read_yaml
 
 REPORTED = bundled("reported.yml")
 
@@ -68,16 +70,14 @@ def load_reported(topic: str, path: Path = REPORTED) -> list[Reported]:
         FuseMixLiteError: no such file or topic, or a row that lacks a field, a known mark or a source, or whose recall
             is no percentage.
     """
-    import yaml
-
     try:
-        topics = yaml.safe_load(path.read_text(encoding="utf-8"))
+        topics = read_yaml(path)
     except FileNotFoundError:
         raise FuseMixLiteError(f"no file {path} with the reported numbers") from None
-    except yaml.YAMLError as error:
-        raise FuseMixLiteError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(topics, dict) or topic not in topics:
-        have = ", ".join(topics) if isinstance(topics, dict) else "nothing"
+    except (OSError, ValueError) as error:
+        raise FuseMixLiteError(f"{path} is no YAML: {error}") from None
+    if not isinstance(topics, dict) or not isinstance(topics.get(topic), list):
+        have = ", ".join(map(str, topics)) if isinstance(topics, dict) else "nothing"
         raise FuseMixLiteError(f"{path.name} has no topic {topic!r}; it has {have}")
     kind = Effort if topic in EFFORTS else Reported
     return [_checked(row, kind, f"{path.name}, {topic}, row {i}") for i, row in enumerate(topics[topic], 1)]
@@ -118,23 +118,32 @@ def beside_ours(
 
 def _checked(row: dict, kind: type[Reported], where: str) -> Reported:
     fields = tuple(kind.__dataclass_fields__)
-    if not isinstance(row, dict) or sorted(row) != sorted(fields):
+    if not isinstance(row, dict) or set(row) != set(fields):
         raise FuseMixLiteError(f"{where}: give exactly the fields {', '.join(fields)}")
-    where = f"{where} ({row['model']})"
+    where = f"{where} ({row['model']!s:.80})"
+    if not all(isinstance(row[key], str | None) for key in ("model", "mark", "source", "device") if key in row):
+        raise FuseMixLiteError(f"{where}: model, mark, source and device are texts: put quotes around them")
     if row["mark"] not in MARKS:
         raise FuseMixLiteError(f"{where}: unknown mark {row['mark']!r}; choose one of {', '.join(MARKS)}")
     if not row["source"]:
         raise FuseMixLiteError(f"{where}: the source is empty; a number without one cannot be quoted")
-    if row["pairs"] is not None and not (isinstance(row["pairs"], int) and row["pairs"] > 0):
-        raise FuseMixLiteError(f"{where}: pairs = {row['pairs']!r}; give a positive whole number, or null")
-    for dataset, directions in row["recall"].items():
-        for direction, values in directions.items():
+    if row["pairs"] is not None and not (type(row["pairs"]) is int and row["pairs"] > 0):
+        raise FuseMixLiteError(f"{where}: pairs = {row['pairs']!r:.80}; give a positive whole number, or null")
+    for dataset, directions in _mapping(row["recall"], where).items():
+        for direction, values in _mapping(directions, where).items():
             if direction not in DIRECTIONS:
-                raise FuseMixLiteError(f"{where}: {dataset} {direction!r}; choose one of {', '.join(DIRECTIONS)}")
-            for k, value in values.items():
-                if not isinstance(value, (int, float)) or not 0 <= value <= 100:
-                    raise FuseMixLiteError(f"{where}: {dataset} {direction}@{k} = {value!r} is no percentage")
+                raise FuseMixLiteError(f"{where}: {dataset} {direction!r:.80}; choose one of {', '.join(DIRECTIONS)}")
+            for k, value in _mapping(values, where).items():
+                if type(value) not in (int, float) or not 0 <= value <= 100:
+                    raise FuseMixLiteError(f"{where}: {dataset} {direction}@{k} = {value!r:.80} is no percentage")
     hours = row.get("device_hours")
-    if hours is not None and not (isinstance(hours, (int, float)) and hours > 0 and row["device"]):
-        raise FuseMixLiteError(f"{where}: device_hours = {hours!r} of {row['device']}; give hours above 0, a device, or null")
+    if hours is not None and not (type(hours) in (int, float) and 0 < hours < math.inf and row["device"]):
+        given = f"device_hours = {hours!r:.80} of {row['device']}"
+        raise FuseMixLiteError(f"{where}: {given}; give hours above 0, a device, or null")
     return kind(**row)
+
+
+def _mapping(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise FuseMixLiteError(f"{where}: recall is a mapping by dataset, direction and k, not {value!r:.80}")
+    return value

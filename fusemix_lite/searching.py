@@ -90,6 +90,8 @@ class SearchIndex:
         else:
             latents, self.item_ids = np.asarray(store.array), store.item_ids
             gone = {entry["index"] for entry in store.quarantine}
+            if store.origin.items != len(store) + len(gone):
+                raise FuseMixLiteError(f"{store.path} holds {len(store)} of {store.origin.items} items, {len(gone)} left out")
             if gone:
                 self._kept = [row for row in range(store.origin.items) if row not in gone]
         if latents.ndim != 2 or len(latents) != len(self.item_ids):

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .disk import read_json
+from .disk import plain_bytes, read_json
 from .errors import FuseMixLiteError
 
 HEADER = 100_000_000  # bytes that the header of a safetensors file has at most, as in the library itself
+LARGEST_YAML = 2**23  # bytes
 WIDTHS = {  # bytes a number, of the dtypes that are read
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
@@ -109,6 +110,25 @@ def load_fitting(build: Callable[[], Any], file: Path, blocks: int = 0) -> Any:
         module = build()
     module.load_state_dict(weights, strict=True)
     return module
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML file. Raises ValueError, or OSError as reading does.
+
+    Aliases are refused: ten lines of them can stand for more text than a memory holds.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"an alias in line {self.peek_event().start_mark.line + 1}: write it out")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(plain_bytes(file, LARGEST_YAML).decode("utf-8"), Loader)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a date of month 13, a list as a key, …
+        raise ValueError(" ".join(str(error).split())[:300]) from error
 
 
 def entries(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,7 @@
 """Reported numbers: read with their marks; what has no source is refused."""
 
+import copy
+
 import pytest
 import yaml
 
@@ -16,7 +18,7 @@ GOOD = {
 
 
 def write(path, *rows):
-    path.write_text(yaml.safe_dump({"topic": list(rows)}))
+    path.write_text(yaml.safe_dump({"topic": [copy.deepcopy(row) for row in rows]}))  # no aliases, which are refused
     return path
 
 
