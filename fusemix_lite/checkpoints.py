@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from .disk import as_json, sha256, write_aside
+from .disk import ASIDE, as_json, sha256, write_aside
 from .errors import FuseMixLiteError
 
 FORMAT = "fusemix-lite checkpoint"
@@ -158,9 +158,10 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Delete the checkpoints, and the folder if it holds nothing else: once what came of the run is safe."""
-        self._delete([*self._files(), self.folder / "lock", self.folder / FAILED])
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        if self.folder.is_dir():
+            self._delete([*self._files(), self.folder / "lock", self.folder / FAILED])
+            with suppress(OSError):  # it holds something else
+                self.folder.rmdir()
 
     @property
     def told(self) -> str:
@@ -178,7 +179,6 @@ class Checkpoints:
         try:
             write_aside(file, content)
         except OSError as error:
-            self._delete([file.with_name(file.name + ".tmp")])
             if not self._warned:
                 lost = f"checkpoint of step {step:,} not written ({error.strerror}): make room; the run goes on, {self.told}"
                 warnings.warn(lost, stacklevel=4)
@@ -193,8 +193,8 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        """Checkpoints, and those that were never finished."""
-        return [file for file in self.folder.glob("checkpoint-*") if _NAME.fullmatch(file.name.removesuffix(".tmp"))]
+        """Checkpoints, and what a process left that died while it wrote one."""
+        return [*filter(lambda file: _NAME.fullmatch(file.name), self.folder.iterdir()), *self.folder.glob(f"*{ASIDE}")]
 
     def _asked_to_stop(self, number: int, frame) -> None:
         if self._signal is None:

@@ -401,7 +401,7 @@ def check_model_folder(out: str | Path, overwrite: bool = False) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / FIT).is_file():
-        ours = {CHECKPOINT, CONFIG, WEIGHTS, ENCODERS, PARTS, HISTORY, FIT}
+        ours = {CHECKPOINT, CONFIG, WEIGHTS, "README.md", ENCODERS, PARTS, HISTORY, FIT}
         if (out / CHECKPOINT).is_dir() and {entry.name for entry in out.iterdir() if entry.suffix != ASIDE} <= ours:
             return  # stopped on its way to a model: whose way, the checkpoint says
         raise FuseMixLiteError(f"{out} is in use (it holds {sorted(out.iterdir())[0].name}): choose a new folder")
