@@ -80,7 +80,7 @@ def resolve_encoder(name: str | Path, revision: str | None = None, clean: bool =
     if not isinstance(name, str | Path):
         raise FuseMixLiteError(f"an encoder's name, folder or hub id is needed, not a {type(name).__name__}")
     text = str(name)
-    if "+" in text and not Path(text).is_dir():
+    if "+" in text and not _is_folder(text):
         from .composed import JoinedSource
 
         names = text.split("+")
@@ -91,7 +91,7 @@ def resolve_encoder(name: str | Path, revision: str | None = None, clean: bool =
     asked = _parsed(text)
     asked = asked._replace(clean=asked.clean or clean)
     folder, commit = _find_folder(asked, revision)
-    known = commit or asked.base in LITE_ENCODERS or (asked.base in PACKAGES and not Path(asked.base).is_dir())
+    known = commit or asked.base in LITE_ENCODERS or (asked.base in PACKAGES and not _is_folder(asked.base))
     library = asked.library or _library_of(folder)
     if not known and library == _library_of(folder):
         asked = asked._replace(library="")  # the folder says so itself
@@ -142,7 +142,7 @@ def split_layer(name: str | Path) -> tuple[str, int | tuple[int, ...] | None]:
     """An encoder's name without its layer, and the layer: "lite-image-b@2" is ("lite-image-b", 2); None where none is
     named, a tuple for several. A local folder whose own name ends that way is a folder."""
     ends = re.fullmatch(r"(.+)@(-?[0-9]+(?:,-?[0-9]+)*)", str(name), re.DOTALL)
-    if ends is None or Path(name).is_dir():
+    if ends is None or _is_folder(name):
         return str(name), None
     layers = tuple(int(layer) for layer in ends[2].split(","))
     return ends[1], layers if len(layers) > 1 else layers[0]
@@ -150,11 +150,19 @@ def split_layer(name: str | Path) -> tuple[str, int | tuple[int, ...] | None]:
 
 def lasting_name(name: str | Path) -> str:
     """A name that means the same in every working directory: its folders made absolute."""
-    if "+" in str(name) and not Path(name).is_dir():
+    if "+" in str(name) and not _is_folder(name):
         return "+".join(map(lasting_name, str(name).split("+")))
     asked = _parsed(str(name))
     folder = Path(asked.base)
-    return asked._replace(base=str(folder.resolve())).told() if asked.base and folder.is_dir() else str(name)
+    return asked._replace(base=str(folder.resolve())).told() if asked.base and _is_folder(asked.base) else str(name)
+
+
+def _is_folder(name: str | Path) -> bool:
+    """Whether a name is a folder's, whatever is in the name: a file from a stranger may hold one that no system takes."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 class _Name(NamedTuple):
@@ -178,12 +186,12 @@ class _Name(NamedTuple):
 
 def _parsed(name: str) -> _Name:
     """A name taken apart. Whatever is a folder as it stands is taken for one."""
-    if name.startswith("clean:") and not Path(name).is_dir():
+    if name.startswith("clean:") and not _is_folder(name):
         return _parsed(name.removeprefix("clean:"))._replace(clean=True)
     library = next((library for library in LIBRARIES if name.startswith(f"{library}:")), "")
     rest, layer = split_layer(name.removeprefix(f"{library}:") if library else name)
     base, hash_, tower = rest.rpartition("#")
-    if not hash_ or Path(rest).is_dir():
+    if not hash_ or _is_folder(rest):
         base, tower = rest, ""
     elif tower not in TOWERS:
         raise FuseMixLiteError(f'encoder "{name}": what follows "#" is image, text or audio, not "{tower}"')
@@ -195,11 +203,11 @@ def _find_folder(asked: _Name, revision: str | None) -> tuple[Path, str]:
     name = asked.base
     if name in LITE_ENCODERS and not asked.library:
         return WEIGHTS / name, ""
-    if name and Path(name).is_dir():
+    if name and _is_folder(name):
         return Path(name).resolve(), ""
     lite = ", ".join(LITE_ENCODERS)
     head, _, tail = name.rpartition("@")
-    if head in LITE_ENCODERS or (head and Path(head).is_dir()):
+    if head in LITE_ENCODERS or (head and _is_folder(head)):
         raise FuseMixLiteError(f'encoder "{name}": what follows "@" is the number of a hidden layer, not "{tail}"')
     checkpoint = hub_id(f"{asked.library}:{name}")
     if checkpoint.count("/") != 1 or name.startswith((".", "/", "~")):

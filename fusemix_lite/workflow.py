@@ -12,8 +12,9 @@ and beside it ``encoders.json`` (which encoder every latent came from), ``parts.
 """
 
 import hashlib
-import json
+import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ LITE = {"image": "lite-image-a", "audio": "lite-audio-a", "text": "lite-text-a"}
 SHIPPED = ("adapters-image-text", "adapters-audio-text")
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 KS = (1, 5, 10)
+SURPLUS = 100  # so many times the items may be in the folder that they came from
 IN_MEMORY = 4 * 2**30  # bytes in float32 of latents that `open_latents` holds in memory
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
 
@@ -243,13 +245,37 @@ def open_latents(folder: str | Path) -> Latents:
 
 
 def reopen(content: dict) -> Any:
-    """The data set that a pairs.json is about. Raises FuseMixLiteError where it is not there any more."""
+    """The data set that a pairs.json is about. Raises FuseMixLiteError where it is not there any more.
+
+    The file may come from a stranger, and its source may be any place on this machine. It is only read, as far as it could be
+    what was extracted, and whoever calls this compares its id, which nobody knows who has not read the same files.
+    """
     from .files import read_pairs
     from .public_data import open_dataset
 
-    if "folder" in content:
-        return open_dataset(content["source"], content["split"], content["folder"])
-    return read_pairs(content["source"], content["media"])
+    try:
+        if "folder" in content:
+            return open_dataset(content["source"], content["split"], content["folder"])
+        _check_extent(Path(content["source"]), content["items"])
+        return read_pairs(content["source"], content["media"])
+    except (OSError, ValueError) as error:
+        if isinstance(error, FuseMixLiteError):
+            raise
+        raise FuseMixLiteError(f"{content['source']!r:.200} cannot be read again ({error})") from error
+
+
+def _check_extent(folder: Path, items: int) -> None:
+    """Raise FuseMixLiteError if a folder without a table, all of which would be read, holds far more than was extracted of it:
+    it is another one, perhaps a whole disk."""
+    from .files import _IN_FOLDER
+
+    most = SURPLUS * (items + 1000)
+    if any((folder / name).is_file() for name in _IN_FOLDER):
+        return
+    for _, folders, names in os.walk(folder):
+        most -= len(folders) + len(names)
+        if most < 0:
+            raise FuseMixLiteError(f"{folder} holds far more than the {items} items that were extracted: it is another folder")
 
 
 def _open_source(source: str | Path, media: list[str], split: str | None, folder: str | Path | None) -> tuple[Any, dict]:
@@ -426,7 +452,7 @@ def load_model(folder: str | Path):
     model = FusionModel.from_pretrained(folder)
     content = _read_object(folder / ENCODERS)
     encoders = content.get("encoders")
-    if not isinstance(encoders, dict) or encoders.keys() != model.in_dims.keys():
+    if not isinstance(encoders, dict) or encoders.keys() != model.in_dims.keys() or not _say_who(encoders):
         raise FuseMixLiteError(f"{folder / ENCODERS} does not name an encoder for {', '.join(model.in_dims)}: fit again")
     return model, encoders
 
@@ -483,7 +509,10 @@ def held_out(folder: str | Path, latents: Latents, part: str | None = None) -> t
     """
     file = model_folder(folder) / PARTS
     record = _read_object(file) if file.exists() else {}
-    recorded = {name: set(ids) for name, ids in record.get("parts", {}).items()}
+    parts = record.get("parts", {})
+    if not isinstance(parts, dict) or not all(_texts(ids) for ids in parts.values()):
+        raise FuseMixLiteError(f"{file} does not list the items of each part: fit again")
+    recorded = {name: set(ids) for name, ids in parts.items()}
     ids = {item for pairs in latents.parts.values() for item in pairs.item_ids}
     shaped = ids & (recorded.get("train", set()) | recorded.get("val", set()))
     if recorded and record.get("dataset") == latents.dataset_id != "" and not ids & set().union(*recorded.values()):
@@ -520,9 +549,9 @@ def check_encoders(folder: str | Path, encoders: dict[str, dict], latents: Laten
                 what = f"{modality} latents of {latents.source} come from {own['id']} ({key} {own[key][:12]})"
                 fitted = f"{folder} was fitted to {known['id']} ({known[key][:12]})"
                 raise FuseMixLiteError(f"{what}, {fitted}: extract again with that one, or fit again")
-        if known["dim"] != own["dim"]:
+        if known.get("dim") != own["dim"]:
             what = f"{modality} latents of {latents.source} have {own['dim']} dimensions"
-            raise FuseMixLiteError(f"{what}, {folder} takes {known['dim']}: they come from another encoder")
+            raise FuseMixLiteError(f"{what}, {folder} takes {known.get('dim')}: they come from another encoder")
 
 
 def read_pairs_json(folder: str | Path) -> dict:
@@ -531,14 +560,38 @@ def read_pairs_json(folder: str | Path) -> dict:
     if not file.is_file():
         raise FuseMixLiteError(f"{file} is missing: no latents, or not finished (run extract again to go on)")
     content = _read_object(file)
-    keys = {"source": str, "dataset": str, "media": str, "encoders": dict}
+    keys = {"source": str, "dataset": str, "media": str, "encoders": dict, "items": int, "captions": int}
     if content.get("format") != FORMAT or content.get("version") != 1:
         raise FuseMixLiteError(f'{file} is not of format "{FORMAT}", version 1: extract again')
     if not all(isinstance(content.get(key), kind) for key, kind in keys.items()) or content["media"] not in content["encoders"]:
         raise FuseMixLiteError(f"{file} is broken: extract again")
-    if not isinstance(content.get("split"), dict | str | None) or content["media"] not in ("image", "audio"):
+    split, more = content.setdefault("split", None), content.get("more", {})
+    kinds = str if "folder" in content else dict | str | None
+    if not isinstance(split, kinds) or content["media"] not in ("image", "audio"):
         raise FuseMixLiteError(f"{file} is broken: extract again")
+    if not isinstance(content.get("folder"), str | None) or not _texts(list(split.values() if isinstance(split, dict) else ())):
+        raise FuseMixLiteError(f"{file} is broken: extract again")
+    if not isinstance(more, dict) or not _say_who(content["encoders"] | more):
+        raise FuseMixLiteError(f"{file} does not say which encoders its latents are by: extract again")
+    for key in (*content["encoders"], *more):  # the folders of the stores
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", key):
+            raise FuseMixLiteError(f"{file} names {key!r:.80}, which is no folder in {folder}: extract again")
     return content
+
+
+def _say_who(encoders: dict) -> bool:
+    """Whether this is what `encoder_identity` gives, by modality or folder."""
+    texts = ("name", "id", "revision", "preprocessing_hash")
+    return all(
+        isinstance(said, dict)
+        and all(key in said and isinstance(said[key], str | None) for key in texts)
+        and type(said.get("dim")) in (int, type(None))
+        for said in encoders.values()
+    )
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 @dataclass(frozen=True)
@@ -561,7 +614,9 @@ def _gather(latents: Latents, wanted: set[str] | None) -> "LatentPairs":
 
 def _rows_by_part(split: Path) -> dict[str, list[int]]:
     """Which rows a split file gives to each part; `load_latent_pairs` has checked it."""
-    content = json.loads(split.read_text("utf-8-sig"))
+    from .arrays import read_split
+
+    content = read_split(split)
     named = content["split"] if isinstance(content, dict) else content
     return {part: [row for row, name in enumerate(named) if name == part] for part in dict.fromkeys(named)}
 
