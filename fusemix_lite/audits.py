@@ -4,6 +4,7 @@ Recall on test items says something about new data only if they are new. A photo
 byte or nearly so, or a caption that several items share, makes it look better or worse than it is.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import combinations
@@ -58,13 +59,24 @@ def _part_of(dataset: FilePairs, parts: Mapping[str, LatentPairs]) -> dict[str, 
 
 def _of_files(dataset: FilePairs, part_of: Mapping[str, str]) -> Iterable[Finding]:
     path_of = dict(zip(dataset.items, dataset.paths, strict=True))
-    missing = [item for item, path in path_of.items() if not path.is_file()]
+    missing = [item for item, path in path_of.items() if not os.path.isfile(path)]  # names may be longer than a disk takes
     if missing:
         advice = "They are left out at extraction; check the spelling of their paths and what they are relative to."
         yield Finding("missing files", len(missing), missing[0], advice)
     there = [item for item in path_of if item not in set(missing) and path_of[item].stat().st_size]
     same_size = _groups(there, lambda item: path_of[item].stat().st_size)  # only these have to be read
-    same = [twins for group in same_size for twins in _groups(group, lambda item: sha256(path_of[item]))]
+    unread = []
+
+    def content(item: str) -> str:
+        try:
+            return sha256(path_of[item])
+        except OSError:
+            unread.append(item)
+            return f"unlike others: {item}"
+
+    same = [twins for group in same_size for twins in _groups(group, content)]
+    if unread:
+        yield Finding("unreadable files", len(unread), unread[0], "They are left out at extraction; see to their permissions.")
     if same:
         advice = "Keep one of each with all its captions: in retrieval, only one of two equal items counts as right."
         yield Finding("identical files", sum(len(twins) - 1 for twins in same), _equal(same[0]), advice)

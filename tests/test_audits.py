@@ -49,6 +49,20 @@ def test_files_and_captions_that_are_lacking(tmp_path):
     }
 
 
+def test_files_that_cannot_be_looked_at_stop_no_audit(tmp_path, monkeypatch):
+    rows = [*clean(), ("locked.png", b"0", "a dog", "train"), ("x" * 300 + ".png", None, "a cat", "train")]
+    true = audits.sha256
+
+    def hashed(path):
+        if path.name == "locked.png":
+            raise PermissionError(13, "Permission denied")
+        return true(path)
+
+    monkeypatch.setattr(audits, "sha256", hashed)
+    found = kinds(audit(dataset(tmp_path, rows)))
+    assert found == {"missing files": (1, "x" * 300 + ".png"), "unreadable files": (1, "locked.png")}
+
+
 def test_equal_files_and_whether_they_leak(tmp_path):
     rows = clean() + [("copy.png", b"0", "a copy", "train"), ("third.png", b"0", "a third", "train")]
     assert kinds(audit(dataset(tmp_path, rows))) == {"identical files": (2, "0.png and copy.png")}

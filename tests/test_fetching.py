@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from fusemix_lite import FuseMixLiteError, cli, fetching, public_sets, unpacking
 from fusemix_lite.fetching import NOTE, fetch, fetch_set, is_there, read_note
+from fusemix_lite.public_data import lacks
 from fusemix_lite.public_sets import PublicSet, Remote
 from fusemix_lite.unpacking import safe_name, unpack
 
@@ -539,6 +540,36 @@ def test_what_was_put_there_by_hand_is_not_fetched(toy, tmp_path):
     assert fetch_set("coco", tmp_path, "test", progress=False)["fetched"] == ["coco_karpathy_test.json"]
     assert toy.asked == []  # the list was looked at, the pictures are there
     toy.files["val2014.zip"] = b""
+
+
+def test_what_was_unpacked_by_hand_in_part_is_fetched(toy, tmp_path):
+    """The first pictures of a list are there, too, where an unpacking was stopped."""
+    names = [f"val2014/COCO_val2014_{k}.jpg" for k in range(300)]
+    toy.files["coco_karpathy_test.json"] = json.dumps([{"image": name, "caption": "a"} for name in names]).encode()
+    (tmp_path / "coco_karpathy_test.json").write_bytes(toy.files["coco_karpathy_test.json"])
+    (tmp_path / "val2014").mkdir()
+    for name in names[:250]:
+        (tmp_path / name).write_bytes(b"mine")
+    assert lacks("coco", "test", tmp_path) is None
+    assert fetch_set("coco", tmp_path, "test", progress=False)["fetched"] == ["coco_karpathy_test.json", "val2014.zip"]
+    (tmp_path / NOTE).unlink()
+    for name in names:
+        (tmp_path / name).write_bytes(b"mine")
+    assert fetch_set("coco", tmp_path, "test", progress=False)["fetched"] == ["coco_karpathy_test.json"]
+
+
+def test_no_file_of_an_archive_takes_the_place_of_the_note(toy, tmp_path):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("val2014/COCO_val2014_1.jpg", b"no picture")
+        archive.writestr(NOTE, json.dumps({"coco_karpathy_test.json": {"bytes": 1}}))
+    toy.files["val2014.zip"] = packed.getvalue()
+    known = public_sets.DATASETS["coco"]
+    remotes = (*known.remotes[:2], Remote(known.remotes[2].url, len(packed.getvalue()), unpack=True, splits=("test",)))
+    public_sets.DATASETS["coco"] = PublicSet(**vars(known) | {"remotes": remotes})  # put back by `toy`
+    call = functools.partial(fetch_set, progress=False)
+    fails(f"val2014.zip holds {NOTE}, a name that is needed here", "coco", tmp_path, "test", call=call)
+    assert "sha256" in fetching.read_note(tmp_path)["coco_karpathy_test.json"] and not (tmp_path / "val2014").exists()
 
 
 def test_an_archive_brought_by_hand_is_kept(toy, tmp_path):
