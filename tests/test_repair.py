@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,24 @@ def test_a_shard_that_comes_out_otherwise_is_not_taken(tmp_path):
     (folder / "manifest.json").unlink()
     (folder / "shard-00002.safetensors").unlink()  # the remedy that was named
     fl.extract(Captions(29), other, folder, progress=False).verify()
+
+
+@pytest.mark.parametrize("name", ["shard-00000.safetensors", "manifest.json"])
+def test_one_shard_against_its_manifest_is_settled_by_encoding_it_again(tmp_path, name):
+    """Each says another data set: the files alone cannot tell which of them has changed."""
+    folder = made(tmp_path / "out", 7)
+    whole, before = contents(folder), times(folder)
+    place = (folder / name).read_bytes().index(b"captions/7")
+    flip(folder / name, place, 1)
+    if name == "manifest.json":  # and its sha256 is lost as well
+        flip(folder / name, (folder / name).read_bytes().index(b'sha256": "') + 10, 0)
+    [fault] = fl.verify(folder)
+    assert "manifest.json and shard-00000.safetensors contradict each other (dataset_id: " in fault.line
+    refused("cannot be repaired from its records", folder)
+    fl.repair(folder, Captions(7), encoder(), progress=False)
+    assert contents(folder) == whole and (times(folder)["shard-00000.safetensors"] == before["shard-00000.safetensors"]) == (
+        name == "manifest.json"
+    )
 
 
 def test_latents_that_nobody_can_make_again_say_what_helps(tmp_path, monkeypatch):
@@ -534,12 +553,12 @@ def test_writers_of_one_file_do_not_interleave_and_leave_nothing(tmp_path):
         for _ in range(10):
             disk.write_aside(file, content, sync=False)
 
-    threads = [threading.Thread(target=write, args=(content,)) for content in everything]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        with contextlib.suppress(FileNotFoundError):
-            assert file.read_bytes() in everything
+    with ThreadPoolExecutor() as threads:
+        writers = [threads.submit(write, content) for content in everything]
+        while not all(writer.done() for writer in writers):
+            with contextlib.suppress(FileNotFoundError):
+                assert file.read_bytes() in everything
+    assert [writer.result() for writer in writers] == [None] * 3
     assert [left.name for left in tmp_path.iterdir()] == ["file"]
 
 
