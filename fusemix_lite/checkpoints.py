@@ -11,6 +11,7 @@ another run is refused, and so is one whose bytes do not fit its name. Nothing b
 
 import hashlib
 import json
+import math
 import re
 import signal
 import threading
@@ -52,6 +53,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path | None, every: float = 30.0, replace: bool = False):
+        if not isinstance(every, int | float) or not 0 <= every < math.inf:
+            raise FuseMixLiteError(f"checkpoints every {every!r} seconds: give a number, 0 or more")
         self.folder, self.every, self.replace = None if folder is None else Path(folder), every, replace
         self.last: Path | None = None
         self._due, self._run, self._lock, self._handlers, self._signal, self._warned = 0.0, {}, None, {}, None, False
@@ -102,7 +105,7 @@ class Checkpoints:
         if self.folder is None:
             return 0
         self._due, self._run = time.monotonic() + self.every, json.loads(json.dumps(run, default=float))
-        refused = []
+        self.last, self._warned, refused = None, False, []
         for file in sorted(self.folder.glob("checkpoint-*.safetensors"), key=_step, reverse=True):
             try:
                 facts = _facts(file)
@@ -143,7 +146,8 @@ class Checkpoints:
             ended = time.monotonic()
             self._due = ended + max(self.every, (ended - started) * (1 / SHARE - 1))
         if self._signal is not None:
-            warnings.warn(f"stopped after step {step:,}; {self.told}, and the same call goes on from there", stacklevel=3)
+            then = ", and the same call goes on from there" if self.last else ""
+            warnings.warn(f"stopped after step {step:,}; {self.told}{then}", stacklevel=3)
             self._raise_signal()
 
     def fail(self, facts: dict) -> str:

@@ -225,6 +225,16 @@ def test_nothing_is_different_with_checkpoints(data, uninterrupted, tmp_path):
     assert found == [uninterrupted["fusemix"]]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_it_is_the_same_run_but_for_rounding(data, tmp_path):
+    """Its generators go on as well: other batches, mixing or dropout would show in the first step."""
+    expected = run(data, "fusemix", device="cuda").history
+    with stopped_at(9):
+        run(data, "fusemix", Checkpoints(tmp_path, every=0), device="cuda")
+    found = run(data, "fusemix", tmp_path, device="cuda").history
+    assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in expected], rel=1e-3)
+
+
 def test_time_is_that_of_all_lives(data, tmp_path, monkeypatch):
     with stopped_at(9):
         run(data, "fusemix", Checkpoints(tmp_path, every=0))
@@ -331,6 +341,9 @@ def test_a_place_for_no_checkpoints(data, tmp_path):
         run(data, "fusemix", tmp_path / "file")
     with pytest.raises(FuseMixLiteError, match="checkpoint is a int"):
         run(data, "fusemix", 7)
+    for every in (-1, float("nan"), "often"):
+        with pytest.raises(FuseMixLiteError, match=f"every {every!r} seconds: give a number, 0 or more"):
+            Checkpoints(tmp_path, every)
 
 
 def test_what_is_removed_is_ours(data, tmp_path):
