@@ -22,6 +22,7 @@ from torture import HEAVY, tries
 
 from fusemix_lite import FuseMixLiteError, LatentPairs, LatentStore, blame, cli, decoding, extract, extraction, workflow
 from fusemix_lite.composed import callable_encoder
+from fusemix_lite.sample_data import write_scenes
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals and processes as on Linux")
 WAYS = {
@@ -311,6 +312,22 @@ def test_the_command_says_it_too(tmp_path, whole, monkeypatch, capsys):
     assert said.out == "" and said.err.count("\n") == 1
     assert said.err.startswith("fusemix-lite: error: ") and "make room there, and run the same again" in said.err
     goes_on(tmp_path, whole)
+
+
+@linux
+@pytest.mark.parametrize("pair", ["image-text", "audio-text"])
+def test_sample_data_on_a_full_disk_go_on_when_there_is_room(tmp_path, pair):
+    write_scenes(tmp_path / "whole", pair, 10, progress=False)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sounding-scenes.json.1-ab.tmp").write_bytes(b"{")  # left by a process that was killed at once
+    with files_no_larger_than(500), pytest.raises(FuseMixLiteError, match=r"out.* cannot be written .*make room there"):
+        write_scenes(out, pair, 10, progress=False)
+    assert [name for name in contents(out) if name.endswith(".tmp")] == ["sounding-scenes.json.1-ab.tmp"]
+    write_scenes(out, pair, 10, progress=False)
+    found, expected = contents(out), contents(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    assert all(found[name] == expected[name] for name in found if not name.endswith(".ogg"))  # which have a number drawn by lot
 
 
 # --- items --------------------------------------------------------------------------------------------------------------------
