@@ -17,6 +17,7 @@ says is checked before it is used. `verifying` finds out what became of a store,
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -409,7 +410,8 @@ class LatentWriter:
             why = f", first of all {quarantine[0]['item_id']}: {quarantine[0]['reason']}" if quarantine else ""
             raise FuseMixLiteError(f"{self.path}: no latent to store{why}")
         for file in self.path.glob("*" + ASIDE):  # of processes that died: every other one has written all it had to
-            file.unlink(missing_ok=True)  # now, as nobody looks for them where there is a manifest
+            with suppress(OSError):  # now, as nobody looks for them where there is a manifest
+                file.unlink()
         write_description(self.path, manifest, quarantine)
         sync_folder(self.path.parent)
         self.close()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .disk import ASIDE, as_json, not_written, sha256, sync_folder
+from .disk import ASIDE, LARGEST_JSON, as_json, not_written, plain_bytes, sha256, sync_folder
 from .errors import FuseMixLiteError
 from .store import (
     MANIFEST,
@@ -224,7 +224,7 @@ def _look_at_files(found: Examined) -> tuple[dict[int, str], dict[int, int]]:
             except OSError as error:
                 why = f"{file} cannot be read ({error.strerror or error})"
                 broken[number] = f"{why}: see to its disk, or {remedy(found.folder)}"
-        elif file.suffix == ASIDE:
+        elif file.suffix == ASIDE and not file.is_dir():
             found.left.append(file)
             found.fault(file, f"{file} was left by a process that died, or is being written: {remedy(found.folder)}")
         elif file.name not in (MANIFEST, QUARANTINE):
@@ -240,8 +240,8 @@ def _judge_manifest(found: Examined) -> None:
     """Whether the manifest is that of these shards; of one that cannot be read, which sha256 it still shows."""
     file, there = found.folder / MANIFEST, set(found.hashes.values())
     if found.manifest is None:
-        with contextlib.suppress(OSError):
-            shown = {match.decode() for match in re.findall(rb"[0-9a-f]{64}", file.read_bytes())}
+        with contextlib.suppress(OSError, ValueError):
+            shown = {match.decode() for match in re.findall(rb"[0-9a-f]{64}", plain_bytes(file, LARGEST_JSON))}
             found.known = shown if shown & there else set()  # of another store they say nothing
         return
     told = origin_of(found.manifest)
@@ -454,8 +454,7 @@ def _pairs_of(folder: Path) -> dict:
 
 def _encoders_of(content: dict) -> dict[str, dict]:
     """What a pairs.json says of the encoder of each store, by the store's name."""
-    more = content.get("more", {})
-    return {key: said for key, said in (content["encoders"] | more).items() if isinstance(said, dict) and "/" not in key}
+    return content["encoders"] | content.get("more", {})
 
 
 def _faults_of_pairs(folder: Path) -> list[Fault]:

@@ -230,6 +230,20 @@ def test_all_faults_are_listed_not_only_the_first(tmp_path):
     assert len(fl.repair(folder, Captions(29), encoder(), progress=False)) == 5 and contents(folder) == original
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "quarantine.json", "shard-00001.safetensors", "x.tmp", "x"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_a_fault_and_not_waited_for(tmp_path, name, make):
+    folder = made(tmp_path / "out")
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    assert name in {fault.file.name for fault in fl.verify(folder)}
+    if make is os.mkfifo and name != "x":
+        fl.repair(folder, Captions(29), encoder(), progress=False)
+        assert contents(folder) == contents(made(tmp_path / "whole"))
+    else:
+        refused("Is a directory|move it away", folder, Captions(29), encoder())
+
+
 # --- what a repair does not do ------------------------------------------------------------------------------------------------
 
 
