@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from test_pairs import toy_pairs
 from torture import tries
+from tqdm import tqdm
 
 from fusemix_lite import Checkpoints, FuseMixLiteError, LatentPairs, checkpoints, cli, fit, resuming, rows, training, workflow
 from fusemix_lite.rows import StoredRows
@@ -101,6 +102,7 @@ def fork(call):
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
         rows._pool.cache_clear()
+        tqdm.set_lock(threading.RLock())  # its own is shared by processes, and who is killed with it never gives it back
         call()
         code = 0
     except KeyboardInterrupt:
