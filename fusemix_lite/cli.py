@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import FuseMixLiteError
+from .errors import FuseMixLiteError, printable
 from .versions import warn_once
 
 PROG = "fusemix-lite"
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder without permission
-        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return _fail(printable(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
     except KeyboardInterrupt as stop:
         if heard is not None and argv is None:  # it is about to end: somebody who cannot wait must not make it end otherwise
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -133,10 +133,11 @@ class Speaker:
 
     def note(self, line: str) -> None:
         if not self.quiet:
-            print(f"{PROG}: note: {line}", file=sys.stderr)
+            print(f"{PROG}: note: {printable(line)}", file=sys.stderr)
 
     def result(self, content: dict, text: str) -> None:
-        print(json.dumps(content, ensure_ascii=False) if self.as_json else text)
+        lines = [json.dumps(content, ensure_ascii=False)] if self.as_json else text.split("\n")
+        print("\n".join(map(printable, lines)))  # captions and names may come from anybody
 
     def next(self, line: str) -> None:
         """What one would do now; only for people."""

@@ -100,11 +100,19 @@ def _unpack_fetched(remote: Remote, out: Path, progress: bool) -> None:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time fetches into a folder."""
+    _refuse_links(folder / f"{NOTE}.lock")
     try:
         with FileLock(folder / f"{NOTE}.lock", timeout=0):
             yield
     except Timeout:
         raise FuseMixLiteError(f"another process is fetching into {folder}: wait for it") from None
+
+
+def _refuse_links(*files: Path) -> None:
+    """Raise for a link where a file is written to: in a folder of somebody else, it might lead to any file of one's own."""
+    for file in files:
+        if file.is_symlink():
+            raise FuseMixLiteError(f"{file} is a link, and would be written to: remove it")
 
 
 def fetch(remote: Remote, folder: str | Path, progress: bool = True, pause: float = 1.0) -> Path:
@@ -115,6 +123,7 @@ def fetch(remote: Remote, folder: str | Path, progress: bool = True, pause: floa
     """
     folder = Path(folder)
     file, part = folder / remote.name, folder / f"{remote.name}.part"
+    _refuse_links(part, folder / f"{remote.name}.part.etag")
     if is_there(remote, folder):
         return file
     if file.is_file():  # brought by hand

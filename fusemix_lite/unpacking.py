@@ -257,6 +257,8 @@ def _unpack_seven_zip(archive: Path, folder: Path, reserved: set[str]) -> list[s
         line = f'unpack it yourself (7z x "{archive}"), or pip install "fusemix-lite[data]"'
         raise FuseMixLiteError(f"{archive} is a 7z file, for which py7zr is not installed: {line}") from error
     with py7zr.SevenZipFile(archive) as opened:
+        if opened.needs_password():
+            raise FuseMixLiteError(f"{archive} needs a password: unpack it yourself")
         infos = [info for info in opened.list() if not info.is_directory]
         odd = [info.filename for info in infos if not info.is_file]
         members = _members(archive, odd, [(info.filename, info.uncompressed, lambda: None) for info in infos])

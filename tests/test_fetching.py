@@ -457,6 +457,10 @@ def test_an_archive_with_a_password_says_so(tmp_path):
         content[content.find(start) + flags] |= 1  # encrypted, say both headers
     archive.write_bytes(content)
     fails("a needs a password", archive, tmp_path, call=functools.partial(unpack, progress=False))
+    py7zr = pytest.importorskip("py7zr")
+    with py7zr.SevenZipFile(tmp_path / "a.7z", "w", password="open") as locked:
+        locked.writestr(b"1", "a")
+    fails("a.7z needs a password", tmp_path / "a.7z", tmp_path, call=functools.partial(unpack, progress=False))
 
 
 def test_an_empty_archive_is_none(tmp_path):
@@ -570,6 +574,17 @@ def test_no_file_of_an_archive_takes_the_place_of_the_note(toy, tmp_path):
     call = functools.partial(fetch_set, progress=False)
     fails(f"val2014.zip holds {NOTE}, a name that is needed here", "coco", tmp_path, "test", call=call)
     assert "sha256" in fetching.read_note(tmp_path)["coco_karpathy_test.json"] and not (tmp_path / "val2014").exists()
+
+
+@pytest.mark.parametrize("name", ["val2014.zip.part", "val2014.zip.part.etag", f"{NOTE}.lock"])
+def test_a_link_in_a_folder_of_somebody_else_is_not_written_through(toy, tmp_path, name):
+    mine, folder = tmp_path / "mine", tmp_path / "theirs"
+    mine.write_bytes(b"mine")
+    folder.mkdir()
+    (folder / name).symlink_to(mine)
+    call = functools.partial(fetch_set, progress=False)
+    fails("is a link, and would be written to: remove it", "coco", folder, "test", call=call)
+    assert mine.read_bytes() == b"mine"
 
 
 def test_an_archive_brought_by_hand_is_kept(toy, tmp_path):
