@@ -23,7 +23,9 @@ MAX_CHANNELS = 8  # of a (C, T) or (T, C) array: surround sound; more "channels"
 MAX_ASPECT = 200  # the longer side of a picture over the shorter one
 MAX_SCANS = 100  # of a JPEG: a progressive one has ten or so, each goes over all pixels, and an empty one takes ten bytes
 MAX_SAMPLES = 1 << 28  # of a sound, of all its channels, at its own rate and at 48 kHz: 93 minutes, or 1 GB as float32
-MAX_RATE = 384_000  # samples a second: a filter that resamples from an odd rate has twenty taps a sample of a second
+# Samples a second: a filter that resamples from an odd rate has twenty taps a sample of a second, and a sample at 1 Hz becomes
+# 16,000 of them.
+MIN_RATE, MAX_RATE = 1_000, 384_000
 MAX_CHARACTERS = 1 << 17  # of a caption: what a cell of a CSV holds at most
 WORDS = 50  # that `clean_caption` keeps
 
@@ -140,7 +142,7 @@ def as_sound(item: Any) -> tuple[np.ndarray, int]:
     `item` is a file, a float array (T,) at 16 kHz, or (samples, rate) with samples (T,), (C, T) or (T, C), floats or signed
     integers. An array of two dimensions without a rate is refused: a feature extractor takes (2, T) for two clips. So is
     a sound of more than `MAX_SAMPLES`, a file before it is decoded: silence of many hours packs into a small one. So is a
-    rate above `MAX_RATE`.
+    rate that no sound has.
     """
     if isinstance(item, str | Path | bytes):
         samples, rate = _read_sound(item)
@@ -235,8 +237,9 @@ def _read_sound(item: str | Path | bytes) -> tuple[np.ndarray, int]:
 
 def _check_length(frames: int, channels: int, rate: int, item: Any) -> None:
     """Raise unless a sound fits the memory, decoded and resampled."""
-    if rate > MAX_RATE:
-        raise FuseMixLiteError(f"{_name(item)} says {rate:,} samples a second: write it again at {MAX_RATE:,} at most")
+    if not MIN_RATE <= rate <= MAX_RATE:
+        remedy = f"write it again at {MIN_RATE:,} to {MAX_RATE:,}"
+        raise FuseMixLiteError(f"{_name(item)} says {rate:,} samples a second: {remedy}")
     if max(frames * channels, frames * 48_000 // rate) > MAX_SAMPLES:
         told = f"{frames:,} samples in {channels} channels at {rate:,} Hz"
         raise FuseMixLiteError(f"{_name(item)} is too long a sound ({told}): cut it into parts, or raise decoding.MAX_SAMPLES")

@@ -106,13 +106,13 @@ def test_a_picture_starts_no_program(monkeypatch):
 
 def test_a_sound_that_would_fill_the_memory_is_refused(monkeypatch, tmp_path):
     soundfile.write(tmp_path / "long.flac", np.zeros((16_000, 2)), 16_000)
-    slow = as_file(soundfile.write, data=np.zeros(1_000, np.float32), samplerate=8, format="WAV")  # 48 kHz: six million
+    slow = as_file(soundfile.write, data=np.zeros(1_000, np.float32), samplerate=1_000, format="WAV")  # at 48 kHz: 48,000
     assert len(decode(tmp_path / "long.flac", "audio")[0]) == 16_000
     monkeypatch.setattr(decoding, "MAX_SAMPLES", 31_999)
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda *given, **options: pytest.fail("it was decoded"))
     with pytest.raises(FuseMixLiteError, match="long.flac is too long a sound .16,000 samples in 2 channels.*cut it"):
         decode(tmp_path / "long.flac", "audio")
-    for item in (slow, (np.zeros(1_000, np.float32), 8), np.zeros(16_000, np.float32)):
+    for item in (slow, (np.zeros(1_000, np.float32), 1_000), np.zeros(16_000, np.float32)):
         with pytest.raises(FuseMixLiteError, match="too long a sound"):
             decode(item, "audio")
 
