@@ -22,7 +22,20 @@ from test_pairs import toy_pairs
 from torture import tries
 from tqdm import tqdm
 
-from fusemix_lite import Checkpoints, FuseMixLiteError, LatentPairs, checkpoints, cli, fit, resuming, rows, training, workflow
+from fusemix_lite import (
+    Checkpoints,
+    FuseMixLiteError,
+    LatentPairs,
+    adapters,
+    checkpoints,
+    cli,
+    disk,
+    fit,
+    resuming,
+    rows,
+    training,
+    workflow,
+)
 from fusemix_lite.rows import StoredRows
 
 STEPS = 24
@@ -753,3 +766,26 @@ def test_a_model_is_replaced_only_where_that_was_asked_for(latents, whole, tmp_p
     assert model_of(model) == whole  # until there is another one
     assert cli.main([*latents, "--out", str(model), "--quiet", "--overwrite"]) == 0 and model_of(model) == whole
     assert not Path(model / workflow.CHECKPOINT).exists()
+
+
+def test_a_model_that_is_replaced_is_never_half_of_each(latents, whole, tmp_path, monkeypatch, capsys):
+    """Whichever file cannot be written: there is no fit.json, so that nobody takes it for one, and the same command goes on."""
+    argv = [*latents, "--out", str(tmp_path / "model"), "--quiet"]
+    assert cli.main([*argv, "--seed", "1"]) == 0
+    other = model_of(tmp_path / "model")
+    for place in range(6):
+        left = iter(range(place))
+        for module in (workflow, adapters):
+            write = disk.write_aside
+
+            def fails(*a, left=left, write=write):
+                if next(left, None) is None:
+                    raise OSError(28, "No space left on device", "model")
+                write(*a)
+
+            monkeypatch.setattr(module, "write_aside", fails)
+        assert cli.main([*argv, "--overwrite"]) == 1 and "No space left on device" in capsys.readouterr().err
+        assert not (tmp_path / "model" / "fit.json").exists()
+    monkeypatch.undo()
+    assert cli.main(argv) == 0  # it is no model any more that would have to be replaced
+    assert model_of(tmp_path / "model") == whole != other
