@@ -1,5 +1,6 @@
 """Fusion adapters: the only trained part. Frozen latents in, a shared space out."""
 
+import math
 import re
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,6 +16,7 @@ from .errors import FuseMixLiteError
 from .untrusted import load_fitting
 
 IDENTITY = "identity"
+LARGEST = 2**20  # of the numbers that describe adapters: the product of three of them is still a number of weights
 TEMPERATURE, TEMPERATURE_RANGE = 0.07, (0.001, 0.5)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -228,14 +230,15 @@ def _check_shape(
         if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
             raise FuseMixLiteError(f'a modality cannot be called {name!r:.80}: give a word without dots, such as "image"')
     depths, dropouts = (_by_modality(option, in_dims) for option in (depth, dropout))
-    for what, number, least in (
-        *((f"the dimension of {name}", dim, 1) for name, dim in in_dims.items()),
-        *((f"the depth of {name}", number, 0) for name, number in depths.items() if number != IDENTITY),
-        ("shared_dim", shared_dim, 1),
-        ("expansion", expansion, 1),
+    for what, number, least, most in (
+        *((f"the dimension of {name}", dim, 1, LARGEST) for name, dim in in_dims.items()),
+        *((f"the depth of {name}", number, 0, math.inf) for name, number in depths.items() if number != IDENTITY),
+        ("shared_dim", shared_dim, 1, LARGEST),
+        ("expansion", expansion, 1, LARGEST),
     ):
-        if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
-            raise FuseMixLiteError(f"{what} = {number!r:.80}: give a whole number of {least} or more")
+        if not isinstance(number, Integral) or isinstance(number, bool) or not least <= number <= most:
+            span = f"of {least} or more" if most == math.inf else f"from {least} to {most:,}"
+            raise FuseMixLiteError(f"{what} = {number!r:.80}: give a whole number {span}")
     for name, share in dropouts.items():
         if not isinstance(share, Real) or isinstance(share, bool) or not 0 <= share <= 1:
             raise FuseMixLiteError(f"the dropout of {name} = {share!r:.80}: give a probability")

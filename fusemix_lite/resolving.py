@@ -124,7 +124,7 @@ def resolve_encoder(name: str | Path, revision: str | None = None, clean: bool =
 
 def _check_index(folder: Path, there: set[str], known: bool) -> None:
     """Raise unless the files that an index of weights names lie in the folder itself: others are no part of the revision. Nor
-    is the index, unless a commit is `known`: so it has to say what the files do, that each weight is where it is."""
+    is the index, unless a commit is `known`: so it may say no more than the files do, that each weight is where it is."""
     index = folder / "model.safetensors.index.json"
     named = _read_json(index).get("weight_map") or {}
     if not isinstance(named, dict):
@@ -133,9 +133,11 @@ def _check_index(folder: Path, there: set[str], known: bool) -> None:
     if missing:
         raise FuseMixLiteError(f"{folder} lacks {missing[0]}, which {index.name} names: fetch the folder again")
     if named and not known and "model.safetensors" not in there:  # which would be read instead
-        held = [(weight, file) for file in sorted(set(named.values())) for weight in held_by(folder / file)]
-        if sorted(held) != sorted(named.items()):
-            raise FuseMixLiteError(f"{index} does not say where the weights are: fetch the folder again")
+        held = [(weight, file) for file in sorted(there) for weight in held_by(folder / file)]
+        used = [(weight, file) for weight, file in held if weight in named or file in named.values()]
+        if sorted(used) != sorted(named.items()):
+            why = "does not say where the weights are, or they are there twice"
+            raise FuseMixLiteError(f"{index} {why}: move other files of weights away, or fetch the folder again")
 
 
 def split_layer(name: str | Path) -> tuple[str, int | tuple[int, ...] | None]:

@@ -274,7 +274,7 @@ def _change(rng: random.Random, holder: Any, key: Any) -> None:
         del holder[key]
         if not holder and rng.random() < 0.5:
             holder.update(x=value) if isinstance(holder, dict) else holder.append(value)
-    elif kind == 6 and isinstance(holder, dict):
+    elif kind == 6 and isinstance(key, str):
         holder[rng.choice((key.upper(), key + " ", "", "..", "__class__", "a/b", key[:-1]))] = holder.pop(key)
     elif kind == 7 and isinstance(holder, list):
         holder[key:key] = [copy.deepcopy(value)] * rng.choice((1, 1, 100))
