@@ -95,14 +95,11 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder without permission
         return _fail(printable(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
     except KeyboardInterrupt as stop:
-        if heard is not None and argv is None:  # it is about to end: somebody who cannot wait must not make it end otherwise
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _hear_as(heard, argv is None)
         print(f"\n{PROG}: stopped; {args.when_stopped}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     finally:
-        if heard is not None and argv is not None:  # who calls this goes on
-            signal.signal(signal.SIGTERM, heard)
+        _hear_as(heard, argv is None)
     return 0
 
 
@@ -114,6 +111,14 @@ def _terminated_as_interrupted() -> Any:
 
     alone = threading.current_thread() is threading.main_thread()
     return signal.signal(signal.SIGTERM, stop) if alone else None
+
+
+def _hear_as(before: Any, at_end: bool) -> None:
+    """SIGTERM as it was, for a caller that goes on; `at_end`: no signal any more, as the process must end as it is about to."""
+    if before is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if at_end else before)
+        if at_end:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _fail(line: str) -> int:

@@ -26,7 +26,7 @@ from .disk import ASIDE, not_written
 from .encoders import PRECISIONS, BaseEncoder, EncoderSource, load_encoders, passes_of, resolve_encoder
 from .errors import FuseMixLiteError
 from .feeding import Batch, Task, batches_of, feed, path_of
-from .narrowing import KEPT, encode_batch
+from .narrowing import KEPT, check_with_a_blank, encode_batch
 from .store import (
     MANIFEST,
     QUARANTINE,
@@ -322,7 +322,10 @@ class _Pass:
         ]:
             raise FuseMixLiteError(f"dataset {data.dataset_id} has an item id that is no string: {odd[0]!r}")
         assert len(self.kept) + len(self.left_out) == len(data.shards[number]), "every item is stored or left out"
-        latents = torch.cat([torch.empty(0, self.encoder.dim), *self.latents])
+        if not self.latents:
+            check_with_a_blank([self.encoder], self.origin.precision, self.left_out[0]["reason"])  # which tells the dimension
+            self.latents = [torch.empty(0, self.encoder.dim)]
+        latents = torch.cat(self.latents)
         quarantine = [
             {"index": entry["index"], "item_id": item_ids[entry["index"]], "path": entry["path"], "reason": entry["reason"]}
             for entry in sorted(self.left_out, key=lambda entry: entry["index"])

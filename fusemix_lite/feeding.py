@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .blame import reason
+from .blame import of_the_machine, reason
 from .decoding import decode
 from .encoders import BaseEncoder
 from .errors import FuseMixLiteError
 from .torchvision_fix import import_torchvision_safely
 
 AHEAD = 2  # batches that wait for the device, a worker
+LOOK = 5.0  # seconds after which it is seen to that a worker is still alive
 GRACE = 0.5  # seconds in which a signal that has ended the workers reaches this process as well
 
 
@@ -200,11 +201,19 @@ class _Worker:
 
     def receive(self) -> list[Batch]:
         """The batches of the first task that was sent and not received. Raises what it raised."""
-        found = self._results.get()
+        found = None
+        while self._process.is_alive() or not self._results.empty():
+            try:
+                found = self._results.get(timeout=LOOK)
+                break
+            except queue.Empty:
+                pass  # its pipe does not end with it if this process was forked meanwhile
         if found is None:
             raise self._death()
-        if isinstance(found, Exception):
+        if isinstance(found, FuseMixLiteError) or (isinstance(found, Exception) and of_the_machine(found)):
             raise found
+        if isinstance(found, Exception):
+            raise _WorkerError(f"a worker process fails ({reason(found)})") from found
         return [_as_tensors(batch) for batch in found]
 
     def kill(self) -> None:
@@ -215,8 +224,9 @@ class _Worker:
         if self._process.pid is not None:
             self._process.join()
         if self._listener.is_alive():
-            self._listener.join()  # its pipe has ended
-        self._mine.close()
+            self._listener.join(GRACE)
+        if not self._listener.is_alive():  # or it might read from whatever gets the number of the pipe next
+            self._mine.close()
 
     def _listen(self) -> None:
         try:
@@ -243,7 +253,9 @@ def _no_ctrl_c() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    multiprocessing.resource_tracker.ensure_running()  # it would let the signal through while it starts
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # it would let the signal through while it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -260,7 +272,7 @@ def _run(pipe: Any, job: bytes) -> None:
     threading.Thread(target=_hear, args=(pipe, tasks), daemon=True).start()
     import_torchvision_safely()
     encoders, values = pickle.loads(job)
-    pipe.send(True)
+    _reply(pipe, True)
     while True:
         try:
             sent = tasks.get()
@@ -269,9 +281,9 @@ def _run(pipe: Any, job: bytes) -> None:
             task, given = sent
             value_of = _value_of(values, task, given)
             found = batches_of([encoders[place] for place in task.encoders], task.indices, value_of)
-            pipe.send([_as_arrays(batch) for batch in found])
+            _reply(pipe, [_as_arrays(batch) for batch in found])
         except Exception as error:
-            pipe.send(_sendable(error))
+            _reply(pipe, error)
 
 
 def _value_of(values: Sequence | None, task: Task, given: list | None) -> Callable[[int], Any]:
@@ -291,13 +303,14 @@ def _hear(pipe: Any, tasks: queue.SimpleQueue) -> None:
         tasks.put(sent)
 
 
-def _sendable(error: Exception) -> Exception:
-    """The error itself if it survives the way to another process."""
+def _reply(pipe: Any, found: Any) -> None:
+    """Send what can be sent, or else why it cannot."""
     try:
-        pickle.loads(pickle.dumps(error))
-        return error
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        pipe.send(found)
+    except OSError:
+        os._exit(1)  # nobody listens any more
+    except Exception as error:
+        pipe.send(FuseMixLiteError(f"a batch cannot be sent from a worker process ({error}): use workers=0"))
 
 
 def _as_arrays(batch: Batch) -> Batch:

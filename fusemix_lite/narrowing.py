@@ -46,7 +46,7 @@ def encode_batch(
             remedy = "use a smaller batch_size (--batch-size)"
             raise FuseMixLiteError(f"{told} ({reason(error)}): {remedy}; {KEPT}") from error
     if len(failed) == len(batch.indices):
-        _check_with_a_blank(encoders, precision, why)
+        check_with_a_blank(encoders, precision, why)
         return Batch([], None, batch.left_out + failed), []
     alone = {entry["index"] for entry in failed}
     rest = batches_of(encoders[:1], [index for index in batch.indices if index not in alone], values.__getitem__)[0]
@@ -67,11 +67,13 @@ def _failure(encoders: Sequence[BaseEncoder], index: int, values: Sequence[Any],
     return None
 
 
-def _check_with_a_blank(encoders: Sequence[BaseEncoder], precision: str, why: str) -> None:
-    """Raise if an encoder takes nothing at all (any more)."""
+def check_with_a_blank(encoders: Sequence[BaseEncoder], precision: str, why: str) -> None:
+    """Raise if an encoder takes nothing at all (any more); `why` it took none of the items."""
     first = encoders[0]
     try:
         encode_together(encoders, first.to_inputs([first.prepare(decoding.blank(first.modality))]), precision)
+    except FuseMixLiteError:
+        raise
     except Exception as error:
         reason(error)  # which may be the machine's
         remedy = "start again; if it comes to this again on a GPU, --device cpu finds the item that broke it"

@@ -141,7 +141,7 @@ def test_death_in_the_middle_of_a_file_leaves_what_can_be_resumed(tmp_path, whol
 @pytest.mark.torture
 def test_ctrl_c_and_sigterm_say_in_a_line_what_is_kept(tmp_path, whole, record_property):
     rng, stopped, wanted = random.Random(4), 0, tries(3, 20)
-    seconds = life(passes.command, tmp_path / "life", 0.003)
+    seconds = 0.003 * passes.ITEMS  # at least
     for number in range(10 * wanted):
         out, code = tmp_path / f"{number}", (signal.SIGINT, signal.SIGTERM)[number % 2]
         how = {"workers": 2} if HEAVY and number % 5 == 4 else {"several": number % 3 == 0}
@@ -149,7 +149,7 @@ def test_ctrl_c_and_sigterm_say_in_a_line_what_is_kept(tmp_path, whole, record_p
         while not (tmp_path / f"{number}.ready").exists():
             assert process.is_alive()
             time.sleep(0.001)
-        time.sleep(rng.uniform(0, 5 if "workers" in how else seconds))
+        time.sleep(rng.uniform(0, 5 if "workers" in how else 1.5 * seconds))
         end(process, code, group=True)  # as a terminal or a scheduler does
         if number % 3 == 1:
             time.sleep(rng.uniform(0, 0.02))
@@ -431,7 +431,7 @@ def test_a_disk_that_goes_away_stops_the_pass_and_is_not_taken_for_bad_items(tmp
 
     encoder = callable_encoder(unplugged, id="colours", modality="image", revision="1")
     with pytest.raises(
-        FuseMixLiteError, match=r"items fail, and so does 15.png now, which worked before .*No such file.*goes on"
+        FuseMixLiteError, match=r"items fail, and so does 18.png now, which worked before .*No such file.*goes on"
     ):
         quietly(data, encoder, tmp_path / "out")
     assert len(contents(tmp_path / "out")) == 2  # two shards; of the third seven were read
@@ -603,6 +603,15 @@ def test_an_encoder_that_fails_on_all_but_a_blank_stops_soon(tmp_path, monkeypat
     bad = dict.fromkeys(range(30), "forward")
     with pytest.raises(FuseMixLiteError, match=r"none of 11 items in a row can be used, first of all 0 \(RuntimeError: sizes"):
         quietly(good_and(bad), Fragile(**BREAKS), tmp_path / "out")
+
+
+def test_an_encoder_that_fails_on_everything(tmp_path):
+    """So few items that they are no row yet, and nobody knows the dimension."""
+    encoder = Fragile(prepare=TypeError("broken"))
+    encoder._break = lambda where, captions: (_ for _ in ()).throw(TypeError("broken"))
+    with pytest.raises(FuseMixLiteError, match=r"fails on every item, even a blank one \(TypeError: broken\)"):
+        quietly(good_and({}, 5), encoder, tmp_path / "out")
+    assert not contents(tmp_path / "out")
 
 
 def test_latents_of_another_shape(tmp_path):
