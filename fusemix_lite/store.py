@@ -16,7 +16,7 @@ says is checked before it is used. `verifying` finds out what became of a store,
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -427,6 +427,8 @@ def hold_lock(folder: Path, rank: int = 0, wait: bool = True) -> "AcquireReturnP
     from filelock import FileLock, Timeout
 
     file = folder.with_name(f"{folder.name}{f'.{rank}' if rank else ''}.lock")
+    if file.is_symlink():  # older versions of filelock empty what it leads to
+        raise FuseMixLiteError(f"{file} is a link: delete it")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(file, thread_local=False).acquire(timeout=-1 if wait else 0)
@@ -437,7 +439,7 @@ def hold_lock(folder: Path, rank: int = 0, wait: bool = True) -> "AcquireReturnP
 
 
 def describe(
-    folder: Path, count: int, origin: LatentOrigin, dtype: str, hashes: Sequence[str] | None = None, version: int = 2
+    folder: Path, count: int, origin: LatentOrigin, dtype: str, hashes: Mapping[int, str] | None = None, version: int = 2
 ) -> tuple[dict, list[dict]]:
     """The manifest and the quarantine of shards 0 … `count` - 1, which follow from what these hold.
 
