@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -396,15 +396,17 @@ def _pass_over(data: _Field, passes: list[_Pass], how: _How, share: Share) -> No
     total, count = len(data.item_ids), len(data.shards)
     for one in passes:
         one.origin = _origin_of(data, one.source, how.precision)
-    passes = [one for one in passes if not one.open_finished(how)]  # before the lock: a cache may be read-only
+    with _folders_that_fail(passes):
+        passes = [one for one in passes if not one.open_finished(how)]  # before the lock: a cache may be read-only
     mine = share.of(count)
     others = [number for number in range(count) if number not in mine]
     with ExitStack() as locks:
         for one in sorted(passes, key=lambda one: one.out):  # in one order, or two processes may wait for each other for ever
             locks.enter_context(hold_lock(one.out, share.rank))
-        passes = [one for one in passes if not one.open_finished(how)]
-        for one in passes:
-            one.begin(data, share, how)
+        with _folders_that_fail(passes):
+            passes = [one for one in passes if not one.open_finished(how)]
+            for one in passes:
+                one.begin(data, share, how)
         _encode(data, [one for one in passes if one.todo], how, mine)
         for one in passes:
             if share.rank == 0:
@@ -413,6 +415,18 @@ def _pass_over(data: _Field, passes: list[_Pass], how: _How, share: Share) -> No
                 _warn_of_left_out(one.store, total)
             else:
                 _wait_for(lambda one=one: one.open_finished(replace(how, append=True)), 1, f"the manifest of {one.out}")
+
+
+@contextmanager
+def _folders_that_fail(passes: list[_Pass]) -> Iterator[None]:
+    """Say it in a line where a folder cannot be looked into."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or " or ".join(str(one.out) for one in passes)
+        raise FuseMixLiteError(
+            f"{where} cannot be read ({error.strerror or error}): see to it, and run the same again"
+        ) from error
 
 
 def _encode(data: _Field, passes: list[_Pass], how: _How, mine: range) -> None:

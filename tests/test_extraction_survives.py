@@ -280,7 +280,7 @@ def test_a_disk_that_fails_later_on(tmp_path, whole, monkeypatch, number):
     goes_on(tmp_path / "out", whole)
 
 
-@pytest.mark.parametrize("fault", ["a file above", "a file", "no permission", "gone"])
+@pytest.mark.parametrize("fault", ["a file above", "a file", "no permission", "unreadable", "gone"])
 def test_a_folder_that_cannot_be_written(tmp_path, whole, monkeypatch, fault):
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
@@ -293,10 +293,14 @@ def test_a_folder_that_cannot_be_written(tmp_path, whole, monkeypatch, fault):
             patched.setattr(
                 os, "open", lambda *given: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
             )
+        elif fault == "unreadable":
+            denied = PermissionError(errno.EACCES, "Permission denied", str(out / "a"))
+            patched.setattr(os, "listdir", lambda *given: (_ for _ in ()).throw(denied))
+            patched.setattr(os, "scandir", os.listdir)
         else:
             opening = Words.__getitem__
             patched.setattr(Words, "__getitem__", lambda self, i: shutil.rmtree(out) or "x" if i == 30 else opening(self, i))
-        with pytest.raises(FuseMixLiteError, match=rf"{out}.* cannot be written \(.*\): .*run the same again"):
+        with pytest.raises(FuseMixLiteError, match=rf"{out}.* cannot be (read|written) \(.*\): .*run the same again"):
             one_pass(out)
     if fault.startswith("a file"):
         (out if out.is_file() else out / "a").unlink()
