@@ -180,7 +180,11 @@ def examine(folder: Path) -> Examined:
         found.fault(folder / MANIFEST, f"{error}{lost}")
     broken, extent = _look_at_files(found)
     _judge_manifest(found)
-    found.count = len(found.manifest["shards"]) if found.manifest else max([*found.hashes, *broken], default=-1) + 1
+    numbers = sorted({*found.hashes, *broken})
+    if found.manifest:
+        found.count = len(found.manifest["shards"])
+    else:  # as their names say; a file may be called anything
+        found.count = max((number for number in numbers if number < 2 * len(numbers) + 100), default=-1) + 1
     for number in range(found.count):
         file = folder / shard_name(number)
         told = found.written(number)
@@ -194,13 +198,12 @@ def examine(folder: Path) -> Examined:
             continue
         found.damaged.add(number)
         found.fault(file, line)
-    for number in sorted({*found.hashes, *broken}):
-        if number >= found.count:
-            found.foreign.append(Fault(folder / shard_name(number), _foreign(folder / shard_name(number))))
+    others = [folder / shard_name(number) for number in numbers if number >= found.count]
+    found.foreign += [Fault(file, _foreign(file)) for file in others]
     found.faults += found.foreign
     if not found.manifest and not found.damaged and not found.doubted:
-        there, items = sum(extent.values()), found.origin.items if found.origin else 0
-        if found.complete and there < items:
+        there, items = sum(extent.get(number, 0) for number in range(found.count)), found.origin.items if found.origin else 0
+        if there < items:
             found.complete = False
             last = folder / shard_name(found.count)
             found.fault(last, f"{last} is missing ({there} of {items} items are there): extract again, or {remedy(folder)}")
@@ -391,7 +394,10 @@ def _fits(folder: Path, number: int, data: Any) -> bool:
 
 
 def _side(folder: Path) -> Path:
-    return folder.with_name(folder.name + SIDE)
+    side = folder.with_name(folder.name + SIDE)
+    if side.is_symlink():  # files in it are deleted in the end
+        raise FuseMixLiteError(f"{side} is a link: delete it")
+    return side
 
 
 def _clear(folder: Path) -> None:
