@@ -44,6 +44,7 @@ from fusemix_lite import (
     resolving,
     store,
     untrusted,
+    verifying,
     workflow,
 )
 from fusemix_lite.claims import judge, judge_null, load_claims
@@ -53,6 +54,7 @@ from fusemix_lite.reported import load_reported
 from fusemix_lite.resolving import resolve_encoder
 from fusemix_lite.scene_viewing import SceneReader
 from fusemix_lite.store import LatentOrigin, LatentWriter
+from fusemix_lite.verifying import repair
 
 COMMON = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 DIMS = {"image": 6, "text": 4}
@@ -284,6 +286,26 @@ def test_a_header_as_large_as_its_file_is_not_read(folder):
     file.write_bytes((2**33 - 8).to_bytes(8, "little"))
     os.truncate(file, 2**33)  # sparse: it takes no room on the disk
     refused("cut in its header", LatentStore.open, folder)
+
+
+def test_a_link_beside_a_store_leads_nowhere(tmp_path):
+    """A stranger's folder may hold links where a writer puts its lock, its files aside, or what it repairs with."""
+    (tmp_path / "mine").write_text("precious")
+    other = written(tmp_path / "other")
+    before = snapshot(other)
+    folder = written(tmp_path / "given/image")
+    (folder / "shard-00001.safetensors").unlink()
+    (tmp_path / "given/image.lock").unlink()
+    (tmp_path / "given/image.lock").symlink_to(tmp_path / "mine")
+    refused("image.lock is a link", LatentWriter, folder, origin_of("image"))
+    (tmp_path / "given/image.lock").unlink()
+    (tmp_path / "given/image.repair").symlink_to(other)
+    with pytest.raises(FuseMixLiteError):
+        repair(folder)
+    refused("image.repair is a link", verifying._clear, folder)
+    (folder / "manifest.json.tmp").symlink_to(tmp_path / "mine")
+    disk.write_aside(folder / "manifest.json", b"{}")
+    assert (tmp_path / "mine").read_text() == "precious" and snapshot(other) == before
 
 
 def test_json_without_an_end_is_not_read(tmp_path):
