@@ -677,7 +677,7 @@ def check_tar_headers(folder: Path) -> None:
     end = bytes(1024)
     good = raw_header("a.jpg", 3) + b"abc".ljust(512, b"\0")
     cases = {
-        "a negative size": good + raw_header("b.jpg", -1024) + end,
+        "a negative size|no header": good + raw_header("b.jpg", -1024) + end,
         "a header that does not end": good + raw_header("x", 1 << 40, tarfile.XHDTYPE) + end,
         "does not end": raw_header("x", 1 << 33, tarfile.GNUTYPE_LONGNAME) + end,
         "something that is no header": good + b"\x07" * 512 + good + end,
