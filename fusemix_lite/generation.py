@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .adapters import LARGEST
 from .datasets import SoundingScenes
 from .device import pick_device
 from .disk import as_json, read_json, write_aside
@@ -196,8 +197,12 @@ def load_module(kind: type[nn.Module], source: str | Path) -> nn.Module:
     if kind is LatentToImage:
         _diffusers()
     try:
-        layers = [value for key, value in entries(config) if "layers" in key and isinstance(value, int)]
-        module = load_fitting(lambda: kind(**config), folder / "model.safetensors", max(layers, default=0))
+        numbers = [(key, value) for key, value in entries(config) if isinstance(value, int)]
+        absurd = [f"{key} = {value}"[:80] for key, value in numbers if abs(value) > LARGEST]
+        if absurd:
+            raise FuseMixLiteError(f"{absurd[0]} is absurd")
+        blocks = max((value for key, value in numbers if "layers" in key), default=0)
+        module = load_fitting(lambda: kind(**config), folder / "model.safetensors", blocks)
     except Exception as error:  # safetensors, torch and diffusers each raise their own kinds
         reason = " ".join(str(error).split())[:200]
         raise FuseMixLiteError(f"{folder}: broken, or no {kind.__name__}: {reason}") from error

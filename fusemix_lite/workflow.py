@@ -240,7 +240,7 @@ def open_latents(folder: str | Path) -> Latents:
     split = content["split"]
     if split is None or isinstance(split, str):
         return Latents({split or "all": pairs}, encoders, str(folder), dataset, content["dataset"])
-    parts = split_items(pairs, _Split(list(split), list(split.values())))
+    parts = split_items(pairs, _Split(list(split), list(split.values()), folder / PAIRS))
     return Latents(parts, encoders, str(folder), dataset, content["dataset"])
 
 
@@ -600,6 +600,7 @@ class _Split:
 
     items: list[str]
     splits: list[str]
+    source: Path
 
 
 def _gather(latents: Latents, wanted: set[str] | None) -> "LatentPairs":
