@@ -70,11 +70,14 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         if self.folder is None:
             return self
+        lock = self.folder / "lock"
+        if lock.is_symlink():  # older versions of filelock empty what it leads to
+            raise FuseMixLiteError(f"{lock} is a link: delete it")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / "lock")
+            self._lock = FileLock(lock)
             self._lock.acquire(timeout=0)
-        except Timeout:
+        except (Timeout, RuntimeError):  # of this very thread
             raise FuseMixLiteError(f"another process is training with {self.folder}: wait for it, or stop it") from None
         except OSError as error:
             why = f"{self.folder} cannot hold checkpoints ({error.strerror})"

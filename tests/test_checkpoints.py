@@ -348,6 +348,12 @@ def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch):
 def test_one_process_at_a_time(data, tmp_path):
     with FileLock(tmp_path / "lock"), pytest.raises(FuseMixLiteError, match="another process is training with"):
         run(data, "fusemix", tmp_path)
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "lock").unlink(missing_ok=True)
+    (tmp_path / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(FuseMixLiteError, match="lock is a link: delete it"):
+        run(data, "fusemix", tmp_path)
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_a_place_for_no_checkpoints(data, tmp_path):
