@@ -581,6 +581,11 @@ def test_a_source_is_read_only_as_far_as_it_may_be_what_was_extracted(tmp_path, 
     refused("holds far more than the 9 items", workflow.reopen, workflow.read_pairs_json(latents))
 
 
+def test_an_item_that_a_split_does_not_name_is_told(latents):
+    with_json(latents / "pairs.json", split=dict.fromkeys(IDS[1:], "train"))
+    refused("1 items of the pairs are not in .*pairs.json, 'photos/a.jpg' among them", workflow.open_latents, latents)
+
+
 @pytest.mark.parametrize("file", ["encoders.json", "parts.json"])
 @pytest.mark.parametrize(
     "content", [{}, {"encoders": {"image": 1, "text": 2}, "parts": {"train": 3}}, {"encoders": [], "parts": []}]
