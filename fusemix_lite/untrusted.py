@@ -15,7 +15,7 @@ from .disk import plain_bytes, read_json
 from .errors import FuseMixLiteError
 
 HEADER = 100_000_000  # bytes that the header of a safetensors file has at most, as in the library itself
-LARGEST_YAML = 2**23  # bytes
+LARGEST_YAML, DEEPEST_YAML = 2**21, 100  # bytes, brackets
 WIDTHS = {  # bytes a number, of the dtypes that are read
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
@@ -31,7 +31,7 @@ SIZES = {
 }
 _LOOPED = re.compile("layer|depth|block|stage|expert|repeat|level")  # in the names of numbers that say how often
 _ELSEWHERE = {  # keys of configurations by which a library would take code or weights from elsewhere, or unpack pickles
-    *("quantization_config", "hf_model_name", "custom_load", "checkpoint_path", "pretrained_cfg_overlay"),
+    *("quantization_config", "hf_model_name", "checkpoint_path", "pretrained_cfg_overlay"),
     *("timm_model_pretrained", "pretrained_model_args"),
 }
 
@@ -125,6 +125,11 @@ def read_yaml(file: Path) -> Any:
                 raise yaml.YAMLError(f"an alias in line {self.peek_event().start_mark.line + 1}: write it out")
             return super().compose_node(parent, index)
 
+        def fetch_flow_collection_start(self, kind):
+            if self.flow_level > DEEPEST_YAML:  # each bracket looks at all that are open
+                raise yaml.YAMLError(f"more than {DEEPEST_YAML} brackets open")
+            super().fetch_flow_collection_start(kind)
+
     try:
         return yaml.load(plain_bytes(file, LARGEST_YAML).decode("utf-8"), Loader)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a date of month 13, a list as a key, …
@@ -154,7 +159,9 @@ def check_encoder(folder: Path, configs: Sequence[str], weights: Sequence[Path])
     arrays = [held for file in weights for held in held_by(file).values()]
     for name in configs:
         for key, value in entries(read_json(folder / name, "fetch the folder again")):
-            if key in _ELSEWHERE and value or key.endswith("_implementation") and "/" in str(value):
+            # timm: true says how the weights were published once, which does not count for a folder; a text names a loader
+            named = key == "custom_load" and isinstance(value, str)
+            if key in _ELSEWHERE and value or key.endswith("_implementation") and "/" in str(value) or named:
                 raise FuseMixLiteError(f"{name} asks by {key} = {value!r:.80} for what lies elsewhere, which is not taken")
             if key in ("image_size", "img_size", "input_size") and isinstance(value, int) and value > SIZES[key][1]:
                 raise FuseMixLiteError(f"{name}: {key} = {value} is absurd")

@@ -334,7 +334,7 @@ def test_fit_leaves_a_model_and_everything_there_is_to_know(project):
     facts = json.loads((model / "fit.json").read_text())
     assert facts["items"] == {"train": 48, "val": 6, "test": 6} and facts["options"]["steps"] == 6
     assert facts["val_mean"] == max(e.get("val_mean", 0) for e in json.loads((model / "history.json").read_text()))
-    assert facts["versions"]["torch"] == torch.__version__ and facts["seed"] == 0
+    assert facts["versions"]["torch"] in torch.__version__ and facts["seed"] == 0
     parts = json.loads((model / "parts.json").read_text())["parts"]
     split = json.loads((project / "latents" / "pairs.json").read_text())["split"]
     assert {item: part for part, items in parts.items() for item in items} == split

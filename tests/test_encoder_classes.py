@@ -106,7 +106,8 @@ def timm_model(folder):
     from safetensors.torch import load_file
 
     config = timm.models._hub.load_model_config_from_path(folder)
-    model = timm.create_model(config[1], **config[2]).eval()  # with its classifier
+    classes = {"num_classes": config[0]["num_classes"]}  # which older versions keep apart
+    model = timm.create_model(config[1], **classes | config[2]).eval()  # with its classifier
     model.load_state_dict(load_file(folder / "model.safetensors"))
     model.reset_classifier(0)
     data = {key: config[0][key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct")}
