@@ -189,6 +189,7 @@ def until_size(limit: int, out, **how) -> None:
 
 def command(out, seconds: float, **how) -> None:
     """`fusemix-lite extract`, with this module's data and encoders; says on stderr, a file, what it says."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background processes ignore it
     said = os.open(f"{out}.stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
