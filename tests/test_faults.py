@@ -79,13 +79,13 @@ def test_the_page_shows_rows_and_counts(tests):
     parts = [{"part": "Disks", "faults": [{"fault": "full", "happens": "said\nso", "test": tests}]}]
     record = {"command": "make torture", "proofs": torture.counted(REPORT), "machine": torture_machine()}
     page = fragments.faults(parts, record, "https://address")
-    assert "### Disks" in page and "| full | said so |" in page and "5 faults" in page
-    assert "(https://address/blob/main/tests/test_x.py)" in page
+    assert "### Disks" in page and "| full | said so<br>*Proved by:* [" in page and "5 faults" in page
+    assert "[b](https://address/blob/main/tests/test_x.py) (5 faults)" in page
     assert ("10 inputs" in page) == (len(tests) == 2)
     told = fragments.torture(record)
     assert "**5 faults** were injected and **10 inputs** tried by 3 proofs, of which **2 failed**" in told
     assert "not been run yet" in fragments.torture({})
-    assert "faults" not in fragments.faults(parts, {}, "x").split("proved by")[1]
+    assert "faults" not in fragments.faults(parts, {}, "x").split("Proved by")[1]
 
 
 def torture_machine():

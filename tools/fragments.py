@@ -242,18 +242,25 @@ def curve(row: dict) -> str:
 
 
 def faults(parts: list[dict], record: dict, address: str) -> str:
-    """The tables of book/faults.yml: fault, what happens, the tests that prove it and how often they have tried."""
+    """The tables of book/faults.yml: fault, what happens, and the tests that prove it with how often they have tried."""
     lines = []
     for part in parts:
-        lines += [f"### {part['part']}", "", "| what goes wrong | what happens | proved by |", "|---|---|---|"]
+        lines += [f"### {part['part']}", "", "| what goes wrong | what happens |", "|---|---|"]
         for row in part["faults"]:
             tests = [row["test"]] if isinstance(row["test"], str) else row["test"]
-            proofs = ", ".join(f"[{name}]({address}/blob/main/{name.partition('::')[0]})" for name in tests)
-            tried = [told for name in tests for told in [_tried(record.get("proofs", {}).get(name, {}))] if told]
-            cells = [row["fault"], row["happens"], proofs + (f": {', '.join(tried)}" if tried else "")]
+            proofs = [_proof(name, record.get("proofs", {}).get(name, {}), address) for name in tests]
+            cells = [row["fault"], f"{row['happens']}<br>*Proved by:* {'; '.join(proofs)}"]
             lines.append(f"| {' | '.join(' '.join(cell.split()) for cell in cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _proof(name: str, at: dict, address: str) -> str:
+    """A test by what its name says, with a link to its file, and what it has tried."""
+    file, _, test = name.partition("::")
+    tried = " and ".join(f"{at[kind]:,} {kind}" for kind in ("faults", "inputs") if kind in at)
+    words = test.removeprefix("test_").replace("_", " ")
+    return f"[{words}]({address}/blob/main/{file})" + (f" ({tried})" if tried else "")
 
 
 def torture(record: dict) -> str:
@@ -268,10 +275,6 @@ def torture(record: dict) -> str:
         f"**{sums['faults']:,} faults** were injected and **{sums['inputs']:,} inputs** tried by {len(proofs)} proofs, "
         f"of which **{failed} failed** (`{record['command']}`; {told}).\n"
     )
-
-
-def _tried(at: dict) -> str:
-    return " and ".join(f"{at[kind]:,} {kind}" for kind in ("faults", "inputs") if kind in at)
 
 
 def citation(address: str) -> str:

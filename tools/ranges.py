@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="*", metavar="TEST", help="test files or ids; all unit tests if there is none")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--keep", action="store_true", help="keep the environment of the last time")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # tests may come after --workers
     return ranges(args.end, args.tests, args.workers, args.keep)
 
 
