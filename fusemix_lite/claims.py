@@ -11,6 +11,7 @@ the same seeds, so everything is paired over them, with a 95 % Student-t interva
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ KINDS = {
         frozenset({"others", "at"}),
     ),
 }  # fmt: skip
+LARGEST = 1e100  # of the numbers in a rule
 PLAIN = ("gap",)  # metrics that are no percentages
 WORDS = {"change": {"grows": 1, "shrinks": -1, "stays": 1}, "trend": {"rises": 1, "falls": -1, "flat": 1}}
 
@@ -126,7 +128,7 @@ class Claim:
 
     def _check_arithmetic(self) -> None:
         numbers = [self.rule.get(key) for key in ("equals", "within")]
-        given = all(type(number) in (int, float) and 0 < abs(number) < math.inf for number in numbers)
+        given = all(type(number) in (int, float) and 0 < abs(number) < LARGEST for number in numbers)
         if set(self.rule) != {"arithmetic", "equals", "within"} or not given or numbers[1] < 0:
             raise self._wrong("arithmetic needs what it equals (not 0), and within how many % of that")
         if self.null != "none" or self.record or self.real:
@@ -143,10 +145,10 @@ class Claim:
             raise self._wrong(f"a rule about a {self.kind} needs metric, {needs} and one of {one}")
         if not self.metrics or not self.record or not self.profile or not all(isinstance(name, str) for name in self.metrics):
             raise self._wrong("a rule needs a metric (or several), a record and a profile")
-        if not all(type(self.rule[key]) in (int, float) and 0 < self.rule[key] < math.inf for key in asked):
+        if not all(type(self.rule[key]) in (int, float) and 0 < self.rule[key] < LARGEST for key in asked):
             raise self._wrong(f"{self.criterion} is a number above 0")
         level = self.rule.get("level", "chance")
-        if level != "chance" and not (type(level) in (int, float) and abs(level) < math.inf):
+        if level != "chance" and not (type(level) in (int, float) and abs(level) < LARGEST):
             raise self._wrong(f"level is chance or a number, not {level!r:.80}")
         word = self.rule.get(self.kind)
         if self.kind in WORDS and (str(word) not in WORDS[self.kind] or (word in ("stays", "flat")) != ("within" in asked)):
@@ -294,7 +296,9 @@ def explains(rise: Interval, margin: float = 0.5) -> Literal["a cause", "acquitt
 
 def chance(metric: str, profile: Profile) -> float:
     """Recall in percent of blind guessing on the test items, each with as many captions as the profile says."""
-    way, k = metric.split("@")
+    way, _, k = metric.partition("@")
+    if not re.fullmatch("[1-9][0-9]{0,5}", k):
+        raise FuseMixLiteError(f"chance is known of a recall, such as image_to_text@1, not of {metric!r:.80}")
     owner = torch.arange(profile.test_items).repeat_interleave(profile.captions)
     return guessing(owner, profile.test_items, int(k))["x_to_y" if way.endswith("_to_text") else "y_to_x"]
 

@@ -124,7 +124,8 @@ def check(record_property, trials: dict, light: int, heavy: int, **limits) -> No
     """So many inputs over several trials, counted."""
     each = math.ceil(tries(light, heavy) / len(trials))
     found = {name: failures(trial, each, **limits) for name, trial in trials.items()}
-    assert not any(found.values()), found
+    wrong = [f"{name}: {line}" for name, lines in found.items() for line in lines]
+    assert not wrong, "\n".join(wrong)
     record_property("inputs", each * len(trials))
 
 
@@ -748,7 +749,7 @@ def test_mutated_encoder_folders(tmp_path, encoders, record_property):
         trials[f"{kind}/weights"] = over_file(
             folder / "model.safetensors", lambda rng, content, other=other: mutated_safetensors(rng, content, other), read
         )
-    check(record_property, trials, 10, 600, megabytes=1200, seconds=30)
+    check(record_property, trials, 10, 600, megabytes=1200, seconds=90)
 
 
 HOSTILE_ENCODERS = {
@@ -931,6 +932,8 @@ def test_mutated_ledgers(tmp_path, record_property):
     def judged(rng):
         ledger.write_bytes(mutated(rng, rows))
         for claim in load_claims(ledger):
+            if claim.record and claim.record not in found:
+                continue
             judge(claim, found.get(claim.record))
             if claim.kind not in ("untestable", "arithmetic"):
                 judge_null(claim, found.get(claim.record))
@@ -948,7 +951,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 HOSTILE_YAML = {
     "aliases": (BOMB + "image-text-retrieval: *i\n", "an alias in line 2"),
     "objects": ("!!python/object/apply:os.system [touch ran]", "could not determine a constructor"),
-    "nested": ("[" * 20_000, ""),
+    "nested": ("[" * 100_000, "more than 100 brackets open"),
+    "nested lines": ("".join(f"{' ' * depth}- a:\n" for depth in range(0, 1900, 2)), ""),
     "dates": ("2026-13-45", "month"),
     "keys": ("? [a, b]\n: 1", ""),
     "bytes": (b"\xff\xfe\x00", ""),
