@@ -43,7 +43,7 @@ SETTINGS = {
 }
 
 #: What rounding changes where a thread more or another processor adds up in another order. All else is the same to the bit.
-ROUNDED_BY_THREADS = ("fit", "a tower swapped", "dense_infonce", "tiled_infonce")
+ROUNDED_BY_THREADS = ("fit", "a tower swapped", "dense_infonce", "tiled_infonce", "linearity", "diversity of a subset")
 
 Results = dict[str, Tensor]
 
@@ -72,6 +72,11 @@ def states() -> dict[str, str]:
         "numpy": f"{mt19937[1].tobytes().hex()} {mt19937[2:]}",
         "python": str(random.getstate()),
     }
+
+
+def numbers(values) -> Tensor:
+    """Numbers of Python, with all of their digits."""
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -119,7 +124,7 @@ def wide_fits() -> Results:
 
     pairs, test = toy(1000, (192, 128)), toy(500, (192, 128), seed=9)
     whole = fit(pairs, test, steps=tries(4, 100), batch_size=256, shared_dim=128, evals=2, seed=3, progress=False)
-    recalls = torch.tensor([list(at.values()) for at in retrieval(whole.model, test).values()])
+    recalls = numbers([list(at.values()) for at in retrieval(whole.model, test).values()])
     swapped = swap_tower(whole.model, pairs, keep="text", steps=4, batch_size=64, progress=False)
     return trained("fit, wide", whole) | {"recall of it": recalls} | trained("a tower swapped", swapped)
 
@@ -152,10 +157,10 @@ def scores() -> Results:
     spread = cluster_bootstrap(hits, owner, resamples=200, generator=Generator().manual_seed(1))
     return {
         "ranks": torch.cat([found["x_to_y"], found["y_to_x"]]),
-        "interval over items": torch.tensor(spread),
-        "guessing": torch.tensor(list(guessing(owner, 400, 10).values())),
-        "modality gap": torch.tensor([modality_gap(u, v)]),
-        "linearity": torch.tensor([list(shares) for shares in straight.values()]),
+        "interval over items": numbers(spread),
+        "guessing": numbers(list(guessing(owner, 400, 10).values())),
+        "modality gap": numbers([modality_gap(u, v)]),
+        "linearity": numbers([list(shares) for shares in straight.values()]),
     }
 
 
@@ -166,7 +171,7 @@ def probes() -> Results:
     z, z_test = drawn(150, 12), drawn(80, 12, seed=1)
     labels, test_labels = (["left" if value > 0 else "right" for value in found[:, 0].tolist()] for found in (z, z_test))
     found = [probe(z.numpy(), labels, z_test.numpy(), test_labels) for probe in (linear_probe, knn_probe)]
-    return {"probes": torch.tensor(found)}
+    return {"probes": numbers(found)}
 
 
 def subsets() -> Results:
@@ -176,7 +181,7 @@ def subsets() -> Results:
     pairs = toy(600, (24, 20), captions=2)
     made = {f"subset {name}": pick(name, pairs, 100, seed=2) for name in (*PICKS, "kdpp-both-centred")}
     kept = pairs.x[made["subset kdpp-x"]]
-    return made | {"diversity of a subset": torch.tensor([vendi_score(kept), log_determinant(kept[:20])])}
+    return made | {"diversity of a subset": numbers([vendi_score(kept), log_determinant(kept[:20])])}
 
 
 def spaces() -> Results:
@@ -189,7 +194,7 @@ def spaces() -> Results:
     tables = drawn(3, 4).numpy(), drawn(3, 4, seed=1).numpy()
     found = [cka(x, y), cka(x, y, debiased=False), mutual_knn(x, y), cca_recall(x, y), *rank_correlation(*tables, resamples=50)]
     on_components = reduced({"train": pairs}, 8)["train"]
-    return {"similarity": torch.tensor(found), "principal components": torch.cat([on_components.x, on_components.y])}
+    return {"similarity": numbers(found), "principal components": torch.cat([on_components.x, on_components.y])}
 
 
 def latents() -> Results:
@@ -292,7 +297,7 @@ def pictures() -> Results:
     return {
         "pictures": made,
         "what the reader sees": as_bytes(repr(read)),
-        "a search": torch.tensor([match.cosine for match in matches]),
+        "a search": numbers([match.cosine for match in matches]),
         "its order": torch.tensor([match.row for match in matches]),
     }
 
@@ -325,12 +330,16 @@ def folders() -> Results:
 
 
 def runs(seeds: int = 3) -> Results:
-    """Recall (R@1 of both directions, %) of runs of the book on its latents, as the cache has them; a row a seed."""
+    """Recall (R@1 of both directions, %) of runs of the book on its latents, as the cache has them; a row a seed. And what the
+    committed record says of them."""
     from fusemix_lite import experiments, profile
+    from fusemix_lite.records import Record
 
-    p, arm = profile("lite", device="cpu"), {"scheme": "fusemix", "items": 500}
-    found = [experiments.run(p, arm, 0.4, 600, seed, True) for seed in range(seeds)]
-    return {"runs of the book": torch.tensor([[run["image_to_text@1"], run["text_to_image@1"]] for run in found])}
+    p, arm, metrics = profile("lite", device="cpu"), {"scheme": "fusemix", "items": 500}, ("image_to_text@1", "text_to_image@1")
+    cell = Record.load("fusemix").cell(**arm)
+    found = [experiments.run(p, arm, **cell["chosen"], seed=seed, test=True) for seed in range(seeds)]
+    told = {"runs of the book": found, "as recorded": cell["runs"][:seeds]}
+    return {name: torch.tensor([[run[metric] for metric in metrics] for run in made]) for name, made in told.items()}
 
 
 # Unlike in all that must not matter
@@ -443,8 +452,9 @@ def main() -> None:
         print(f"{first} against {other}: {len(same)} of {len(made[first])} are the same to the bit; the others, as shares:")
         for name in sorted(made[first].keys() - set(same)):
             print(f"  {name:<60} {apart(made[first][name], made[other][name]):.0e}")
-    for name, found in made.items():
-        print(f"runs of the book, {name}: {found['runs of the book'].tolist()}")
+    recalls = {"as recorded": made[first]["as recorded"]} | {name: found["runs of the book"] for name, found in made.items()}
+    for name, found in recalls.items():
+        print(f"runs of the book, {name}: {[[round(value, 2) for value in run] for run in found.tolist()]}")
 
 
 if __name__ == "__main__":
