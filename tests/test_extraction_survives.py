@@ -198,7 +198,7 @@ class Large(Fragile):
 @linux
 @pytest.mark.torture
 def test_a_worker_that_is_killed_is_an_error_in_a_line_at_once(tmp_path, monkeypatch, record_property):
-    rng, whole_store, count = random.Random(5), None, tries(1, 10)
+    rng, whole_store, count = random.Random(5), None, tries(1, 5)
     monkeypatch.setattr(extraction, "ROWS_PER_SHARD", ROWS)
     for number in range(count):
         killed = []
