@@ -33,6 +33,8 @@ WORDS = 50  # that `clean_caption` keeps
 # some of which they start a program (EPS), open other files (SD2) or unpack without a limit (FITS).
 _PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "MPO")
 _SOUNDS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3"}
+# Where a JPEG has a segment that says its length, or its end. In what is compressed, a byte 0 or a restart follows every ff.
+_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 _OBJECT = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
 _REMOVED = re.compile(r'[.!"()*#:;~]')
 
@@ -94,7 +96,10 @@ def _check_scans(image: Image.Image, item: Any) -> None:
     """Raise for a JPEG that would be gone over for hours."""
     if image.format in ("JPEG", "MPO") and isinstance(item, str | Path | bytes):
         content = item if isinstance(item, bytes) else Path(item).read_bytes()
-        scans = content.count(b"\xff\xda")  # within a scan, a byte 0 follows every ff
+        scans, at = 0, 0
+        while (found := _SEGMENT.search(content, at)) and found[0] != b"\xff\xd9":  # the end; some cameras add a film to it
+            scans += found[0] == b"\xff\xda"
+            at = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
         if scans > MAX_SCANS:
             raise FuseMixLiteError(f"{_name(item)} has {scans:,} scans, more than any photo: save it again")
 

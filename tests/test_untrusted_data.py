@@ -366,6 +366,14 @@ def test_a_jpeg_of_a_thousand_scans_is_left_out():
     check_scans()
 
 
+def test_a_photo_with_a_film_behind_it_or_a_thumbnail_in_it_is_read():
+    """Phones put a film of some megabytes behind a photo: among so many bytes, those that begin a scan occur by chance."""
+    content = picture_seeds()["jpeg progressive"]
+    begins = 3000 * b"\xff\xda\0\x08"
+    extra = b"\xff\xe2" + (len(begins) + 2).to_bytes(2) + begins
+    assert decode(content + begins, "image").size == decode(content[:2] + extra + content[2:], "image").size == PICTURE.size
+
+
 def check_formats() -> None:
     for form in ("TGA", "SGI", "PCX", "IM"):
         refused("no readable image: cannot identify", decode, saved(PICTURE, form), "image")
