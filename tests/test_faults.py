@@ -6,6 +6,7 @@ import json
 import pytest
 import yaml
 
+from tests import same_again
 from tools import fragments, torture
 from tools.notebooks import ROOT
 
@@ -90,3 +91,24 @@ def test_the_page_shows_rows_and_counts(tests):
 
 def torture_machine():
     return {"processor": "P", "cores": 2, "system": "Linux", "python": "3.11", "torch": "2"}
+
+
+def test_what_differs_elsewhere_is_told():
+    import torch
+
+    one = {"ranks": torch.tensor([1, 2]), "fit, none: history": torch.tensor([1.0, 2.0]), "latents a/shard": torch.tensor([1])}
+    other = {**one, "fit, none: history": torch.tensor([1.0, 2.5]), "latents a/shard": torch.tensor([2])}
+    runs = {"runs of the book": torch.tensor([[50.0, 40.0]]), "as recorded": torch.tensor([[50.0, 40.5]])}
+    record = same_again.compared({"1 thread": one | runs, "2 threads": other | runs, "AVX2": one | runs})
+    assert record["results"] == 3 and record["same"] == {"2 threads": 1, "AVX2": 3}
+    assert record["recall_off"]["2 threads"] == 0.5
+    page = fragments.same_again(record)
+    assert "| the loss along a fit | 2e-01 | the same |" in page and "| latents, as stored | other bytes | the same |" in page
+    assert "ranks" not in page and "Of 3 results the same to the bit: 1 under 2 threads, 3 under AVX2." in page
+    assert "0.5 under AVX2" in page and "Not measured yet" in fragments.same_again({})
+
+
+def test_the_record_of_what_differs_is_of_the_settings_that_there_are():
+    record = json.loads(same_again.RECORD.read_text())
+    first, *others = same_again.SETTINGS
+    assert record["first"] == first and list(record["same"]) == others and set(record["recall_off"]) == {first, *others}

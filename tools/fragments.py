@@ -277,6 +277,27 @@ def torture(record: dict) -> str:
     )
 
 
+def same_again(record: dict) -> str:
+    """What differs under other threads and processors, by how much, and how much is the same to the bit."""
+    if not record:
+        return "Not measured yet: `python -m tests.same_again --record` does.\n"
+    settings = list(record["differ"])
+    lines = [f"| against {record['first']} | {' | '.join(settings)} |", "|---|" + "--:|" * len(settings)]
+    for kind in sorted({kind for found in record["differ"].values() for kind in found}):
+        cells = []
+        for setting in settings:
+            share = record["differ"][setting].get(kind)
+            cells.append("the same" if share is None else "other bytes" if share == "bytes" else f"{share:.0e}")
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    same = ", ".join(f"{record['same'][setting]} under {setting}" for setting in settings)
+    told = "{processor}, {cores} cores, {system}, Python {python}, torch {torch}".format(**record["machine"])
+    lines += ["", f"Shares of the largest number. Of {record['results']} results the same to the bit: {same}."]
+    if "recall_off" in record:
+        off = ", ".join(f"{points:.2g} under {setting}" for setting, points in record["recall_off"].items())
+        lines.append(f"A run of chapter 3 at the book's scale, its test R@1 against the committed record, in points: {off}.")
+    return "\n".join([*lines, f"(`{record['command']}`; {told}.)", ""])
+
+
 def citation(address: str) -> str:
     """How to cite book and paper, from CITATION.cff."""
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
@@ -318,7 +339,7 @@ def _record(path: Path) -> dict:
 def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> None:
     """Write all fragments into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    record, tortured = (_record(ROOT / f"book/results/{name}.json") for name in ("speed", "torture"))
+    record, tortured, again = (_record(ROOT / f"book/results/{name}.json") for name in ("speed", "torture", "same-again"))
     for name, row in record.items():
         if "curve" in row:
             (folder / f"{name}.svg").write_text(curve(row), "utf-8")
@@ -326,6 +347,7 @@ def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> No
         "speed": speed(record),
         "faults": faults(yaml.safe_load((ROOT / "book/faults.yml").read_text("utf-8")), tortured, address),
         "torture": torture(tortured),
+        "same-again": same_again(again),
         "versions": versions(),
         "profiles": profiles(),
         "profile-source": profile_source(),
