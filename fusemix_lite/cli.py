@@ -141,8 +141,10 @@ class Speaker:
             print(f"{PROG}: note: {printable(line)}", file=sys.stderr)
 
     def result(self, content: dict, text: str) -> None:
-        lines = [json.dumps(content, ensure_ascii=False)] if self.as_json else text.split("\n")
-        print("\n".join(map(printable, lines)))  # captions and names may come from anybody
+        if self.as_json:
+            print(printable(json.dumps(content, ensure_ascii=False), in_json=True))
+        else:
+            print("\n".join(map(printable, text.split("\n"))))  # captions and names may come from anybody
 
     def next(self, line: str) -> None:
         """What one would do now; only for people."""

@@ -7,9 +7,9 @@ _HEAD, _TAIL = 6000, 2000  # characters that are kept of a line that is too long
 _OBEYED = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def printable(text: str) -> str:
-    """One line, in which what a terminal would obey is shown as an escape."""
-    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+def printable(text: str, in_json: bool = False) -> str:
+    """One line, in which what a terminal would obey is shown as an escape: Python's, or JSON's, which knows no other form."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}" if in_json else ascii(found[0])[1:-1], text)
 
 
 class FuseMixLiteError(ValueError):

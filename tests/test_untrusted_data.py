@@ -80,11 +80,14 @@ def test_an_error_stays_one_line_whatever_it_quotes():
 
 
 def test_the_command_shows_no_codes_of_a_stranger(capsys):
+    content = {"text": "a\x9b2Jdog\x7f\u202e\ud800 größe"}
     for as_json in (False, True):
-        cli.Speaker(as_json, quiet=False).result({"text": "a\x9b2Jdog"}, "1. a\x1b[2Jdog\n2. a cat")
+        cli.Speaker(as_json, quiet=False).result(content, "1. a\x1b[2Jdog\n2. a cat")
         cli.Speaker(as_json, quiet=False).note("a\x1b[2Jdog")
     out, err = capsys.readouterr()
-    assert out == '1. a\\x1b[2Jdog\n2. a cat\n{"text": "a\\x9b2Jdog"}\n' and err.count("a\\x1b[2Jdog") == 2
+    text, as_json = out.rsplit("\n", 2)[:2]
+    assert text == "1. a\\x1b[2Jdog\n2. a cat" and err.count("a\\x1b[2Jdog") == 2
+    assert as_json.isprintable() and json.loads(as_json) == content and "größe" in as_json
 
 
 # tables
