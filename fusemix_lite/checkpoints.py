@@ -165,7 +165,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Delete the checkpoints, and the folder if it holds nothing else: once what came of the run is safe."""
-        if self.folder.is_dir():
+        if self.folder is not None and self.folder.is_dir():
             self._delete([*self._files(), self.folder / "lock", self.folder / FAILED])
             with suppress(OSError):  # it holds something else
                 self.folder.rmdir()
@@ -201,7 +201,8 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         """Checkpoints, and what a process left that died while it wrote one."""
-        return [*filter(lambda file: _NAME.fullmatch(file.name), self.folder.iterdir()), *self.folder.glob(f"*{ASIDE}")]
+        left = [file for name in ("checkpoint-", FAILED) for file in self.folder.glob(f"{name}*{ASIDE}")]
+        return [*left, *(file for file in self.folder.iterdir() if _NAME.fullmatch(file.name))]
 
     def _asked_to_stop(self, number: int, frame) -> None:
         if self._signal is None:

@@ -321,7 +321,7 @@ def _check(train, val, options: dict) -> None:
         value = options[name]
         if (name, value) != ("temperature", None) and not (_is(Real, value) and fine(value)):
             raise FuseMixLiteError(f"fit: {name} = {value!r} is out of range: give {remedy}")
-    if not isinstance(options["mask_negatives"], bool):
+    if options["mask_negatives"] not in (True, False):  # NumPy's, too
         raise FuseMixLiteError(f"fit: mask_negatives = {options['mask_negatives']!r}: give True or False")
     if val is not None and val.dims != train.dims:
         raise FuseMixLiteError(f"val has latents {val.dims}, train {train.dims}: use the same encoders")

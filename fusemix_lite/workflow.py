@@ -383,8 +383,9 @@ def train(
         "seed": seed,
     }
     found = save_model(out, result, latents.encoders, facts, parts)
-    for left in out.glob(f"*{ASIDE}"):  # by a process that was killed while it wrote this model
-        left.unlink(missing_ok=True)
+    for name in _model_files():
+        for left in out.glob(f"{name}.*{ASIDE}"):  # by a process that was killed while it wrote this model
+            left.unlink(missing_ok=True)
     checkpoints.remove()
     return found
 
@@ -417,18 +418,22 @@ def save_model(out: Path, result: "FitResult", encoders: dict[str, dict], facts:
     return content
 
 
-def check_model_folder(out: str | Path, overwrite: bool = False) -> None:
-    """Raise FuseMixLiteError where a model cannot go: before minutes of training, not after them."""
+def _model_files() -> tuple[str, ...]:
     from .adapters import CONFIG, WEIGHTS
 
+    return CONFIG, WEIGHTS, "README.md", ENCODERS, PARTS, HISTORY, FIT
+
+
+def check_model_folder(out: str | Path, overwrite: bool = False) -> None:
+    """Raise FuseMixLiteError where a model cannot go: before minutes of training, not after them."""
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise FuseMixLiteError(f"{out} is a file: choose a new folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / FIT).is_file():
-        ours = {CHECKPOINT, CONFIG, WEIGHTS, "README.md", ENCODERS, PARTS, HISTORY, FIT}
-        if (out / CHECKPOINT).is_dir() and {entry.name for entry in out.iterdir() if entry.suffix != ASIDE} <= ours:
+        found = {entry.name for entry in out.iterdir() if entry.suffix != ASIDE}
+        if (out / CHECKPOINT).is_dir() and found <= {CHECKPOINT, *_model_files()}:
             return  # stopped on its way to a model: whose way, the checkpoint says
         raise FuseMixLiteError(f"{out} is in use (it holds {sorted(out.iterdir())[0].name}): choose a new folder")
     if not overwrite:

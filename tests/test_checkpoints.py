@@ -334,7 +334,8 @@ def test_and_of_another_torch(data, tmp_path, monkeypatch):
 def test_numbers_of_other_kinds_are_the_same_run(data, uninterrupted, tmp_path):
     with stopped_at(5):
         run(data, "fusemix", Checkpoints(tmp_path, every=0))
-    assert outcome(run(data, "fusemix", tmp_path, steps=np.int64(STEPS), alpha=np.float32(0.5))) == uninterrupted["fusemix"]
+    other = {"steps": np.int64(STEPS), "alpha": np.float32(0.5), "mask_negatives": np.False_}
+    assert outcome(run(data, "fusemix", tmp_path, **other)) == uninterrupted["fusemix"]
 
 
 def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch):
@@ -374,10 +375,12 @@ def test_what_is_removed_is_ours(data, tmp_path):
     assert not (tmp_path / "run").exists()
     kept.remove()  # nothing there to remove
     run(data, "fusemix", kept)
-    (tmp_path / "run" / "checkpoint-notes.txt").touch()
+    for name in ("checkpoint-notes.txt", "thesis.tmp"):
+        (tmp_path / "run" / name).touch()
     run(data, "fusemix", kept)
     kept.remove()
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["checkpoint-notes.txt"]
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["checkpoint-notes.txt", "thesis.tmp"]
+    Checkpoints(None).remove()  # nothing to remove either
 
 
 # broken
@@ -766,12 +769,13 @@ def test_a_model_is_replaced_only_where_that_was_asked_for(latents, whole, tmp_p
     (model / "notes.txt").touch()
     assert cli.main([*latents, "--out", str(model), "--quiet"]) == 1 and "in use" in capsys.readouterr().err
     (model / "notes.txt").unlink()
+    (model / "own.tmp").mkdir()
     assert cli.main([*latents, "--out", str(model), "--quiet"]) == 0 and model_of(model) == whole
     with stopped_at(9):
         cli.main([*latents, "--out", str(model), "--quiet", "--overwrite", "--seed", "1"])
     assert model_of(model) == whole  # until there is another one
     assert cli.main([*latents, "--out", str(model), "--quiet", "--overwrite"]) == 0 and model_of(model) == whole
-    assert not Path(model / workflow.CHECKPOINT).exists()
+    assert not Path(model / workflow.CHECKPOINT).exists() and (model / "own.tmp").is_dir()
 
 
 def test_a_model_that_is_replaced_is_never_half_of_each(latents, whole, tmp_path, monkeypatch, capsys):
