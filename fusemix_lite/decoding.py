@@ -31,7 +31,7 @@ WORDS = 50  # that `clean_caption` keeps
 
 # What photos and sounds come in. Pillow and libsndfile know sixty more formats, of games, telescopes and old synthesisers, for
 # some of which they start a program (EPS), open other files (SD2) or unpack without a limit (FITS).
-_PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "MPO")
+_PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000", "ICO")
 _SOUNDS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3"}
 # Where a JPEG has a segment that says its length, or its end. In what is compressed, a byte 0 or a restart follows every ff.
 _SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
@@ -116,7 +116,7 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
 
 @cache
 def _formats() -> list[str]:
-    """Those of `_PICTURES` that this Pillow reads."""
+    """Those of `_PICTURES` that this Pillow reads, HEIF with a plug-in only. (MPO is a JPEG to it.)"""
     Image.init()
     return [name for name in _PICTURES if name in Image.OPEN]
 

@@ -93,14 +93,17 @@ def _check(archive: Path, members: list[Member], folder: Path, reserved: set[str
         if size > LONGEST_NAME or longest > LONGEST_PART:
             much = f"a name of {size:,} bytes ({name[:40]}…)"
             raise FuseMixLiteError(f"{archive} holds {much}, too long for a disk: nothing was written")
-    counts = Counter(map(_on_any_disk, names))
-    twice = next((name for name in names if counts[_on_any_disk(name)] > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise FuseMixLiteError(f"{archive} holds {twice} twice, as some disks see it: fetch it again")
+        raise FuseMixLiteError(f"{archive} holds {twice} twice: fetch it again")
     split = sorted(name.split("/") for name in names)  # what lies in a folder comes right after a file of its name
     both = next((first for first, second in pairwise(split) if first == second[: len(first)]), None)
     if both:
         raise FuseMixLiteError(f"{archive} holds {'/'.join(both)} as a file and as a folder: fetch it again")
+    counts = Counter(map(_on_any_disk, names))
+    twice = _taken_for_another([name for name in names if counts[_on_any_disk(name)] > 1], folder)
+    if twice is not None:
+        raise FuseMixLiteError(f"{archive} holds {twice} twice, as the disk of {folder} sees it: unpack it on another disk")
     kept = {_on_any_disk(name) for name in reserved}
     taken = next((name for name in names if _on_any_disk(name.partition("/")[0]) in kept), None)
     if taken is not None:
@@ -114,6 +117,21 @@ def _check(archive: Path, members: list[Member], folder: Path, reserved: set[str
 def _on_any_disk(name: str) -> str:
     """A name as the disks see it that do not tell a from A, or an accent from the letter that has it."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def _taken_for_another(names: list[str], folder: Path) -> str | None:
+    """The first of some names that this disk takes for one before it; None if it tells them all apart, as Linux's do."""
+    if not names:
+        return None
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as aside:
+        for name in names:
+            file = Path(aside, name)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.open("x").close()
+            except (FileExistsError, NotADirectoryError):
+                return name
+    return None
 
 
 def _in_proportion(archive: Path, sizes: Iterable[int]) -> int:
