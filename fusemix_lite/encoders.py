@@ -354,7 +354,10 @@ def _load(source: EncoderSource) -> tuple[Any, torch.nn.Module]:
             processor = AutoFeatureExtractor.from_pretrained(source.folder, **local)
         config = AutoConfig.from_pretrained(source.folder, **local)
         kind = ClapAudioModel if config.model_type == "clap_audio_model" else AutoModel  # which knows CLAP as a whole only
-        check_weights(lambda: kind._from_config(config) if kind is ClapAudioModel else kind.from_config(config), weights)
+        check_weights(
+            lambda: kind._from_config(config) if kind is ClapAudioModel else kind.from_config(config, trust_remote_code=False),
+            weights,
+        )
         model, info = kind.from_pretrained(
             source.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
         )

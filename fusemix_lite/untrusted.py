@@ -29,7 +29,9 @@ SIZES = {
     **dict.fromkeys(("n_fft", "fft_window_size"), (1, 2**14)),
     **{"sampling_rate": (1000, 2**18), "hop_length": (16, 2**20), "chunk_length": (0, 3600), "max_length_s": (0, 3600)},
 }
-_LOOPED = re.compile("layer|depth|block|stage|expert|repeat|level")  # in the names of numbers that say how often
+# In the names of numbers that say how often, and not how wide: those are compared with the weights.
+_LOOPED = re.compile("^(?!.*(?:size|dim|channel|multiple)).*(?:layer|depth|block|stage|expert|repeat|level)")
+_LABELS = ("id2label", "label2id")  # names that a classifier gave to numbers: "CD player" is no number of layers
 _ELSEWHERE = {  # keys of configurations by which a library would take code or weights from elsewhere, or unpack pickles
     *("quantization_config", "hf_model_name", "checkpoint_path", "pretrained_cfg_overlay"),
     *("timm_model_pretrained", "pretrained_model_args"),
@@ -137,10 +139,11 @@ def read_yaml(file: Path) -> Any:
 
 
 def entries(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a JSON content that is neither list nor object, with the key under which it stands."""
+    """Every value of a JSON content that is neither list nor object, with the key under which it stands; no labels."""
     if isinstance(content, dict):
         for name, value in content.items():
-            yield from entries(value, name)
+            if name not in _LABELS:
+                yield from entries(value, name)
     elif isinstance(content, list):
         for value in content:
             yield from entries(value, key)

@@ -777,6 +777,20 @@ HOSTILE_ENCODERS = {
 }
 
 
+def test_numbers_that_are_legal_are_taken(tmp_path, encoders):
+    """As published configurations have them: names of classes, and widths of what is there per layer, block or expert."""
+    folder = copied(encoders, "dinov2", tmp_path)
+    labels = {"stage": 819, "CD player": 485, "level crossing": 70}
+    widths = {"block_size": 512, "vocab_size_per_layer_input": 262144, "stage_out_channels": [2048], "block_multiple_of": 256}
+    with_json(
+        folder / "config.json",
+        label2id=labels,
+        id2label={number: name for name, number in labels.items()},
+        more=widths | {"shared_expert_intermediate_size": 5632, "embed_dim_per_stage": [768]},
+    )
+    assert load_encoder(folder, "cpu").dim == load_encoder(encoders["dinov2"], "cpu").dim
+
+
 @pytest.mark.parametrize("name", HOSTILE_ENCODERS)
 def test_hostile_encoder_folders_are_refused(tmp_path, encoders, name):
     kind, file, changes, message = HOSTILE_ENCODERS[name]
@@ -787,16 +801,18 @@ def test_hostile_encoder_folders_are_refused(tmp_path, encoders, name):
     refused(message or "lies elsewhere|cannot be loaded", load_encoder, folder, "cpu")
 
 
-def test_code_and_pickles_that_come_with_a_model_are_left_alone(tmp_path, encoders):
+def test_code_and_pickles_that_come_with_a_model_are_left_alone(tmp_path, encoders, monkeypatch):
     folder, ran = copied(encoders, "bert", tmp_path), tmp_path / "ran"
     (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Model: pass\nclass Config: pass\nclass Tokenizer: pass\n")
     code = {"AutoModel": "evil.Model", "AutoConfig": "evil.Config", "AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
     with_json(folder / "config.json", auto_map=code)
     with_json(folder / "tokenizer_config.json", auto_map=code)
     assert load_encoder(folder, "cpu").dim == 16 and not ran.exists()  # a class of the library's own is used
-    with_json(folder / "config.json", model_type="evil")
-    refused("cannot be loaded", load_encoder, folder, "cpu")
-    assert not ran.exists()
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask, and a reader may say yes to anything
+    for kind in ("evil", "trocr"):  # unknown; known, but not as an encoder
+        with_json(folder / "config.json", model_type=kind)
+        refused("cannot be loaded", load_encoder, folder, "cpu")
+        assert not ran.exists()
     pickled = copied(encoders, "dinov2", tmp_path)
     (pickled / "model.safetensors").rename(pickled / "other.safetensors")
     (pickled / "pytorch_model.bin").write_bytes(HOSTILE_ARRAYS["pickle"][0])
