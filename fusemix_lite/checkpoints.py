@@ -92,8 +92,7 @@ class Checkpoints:
         self._give_signals_back()
         if self._lock is not None:
             self._lock.release()
-        if error[0] is None:
-            self._raise_signal()
+        self._raise_signal()
 
     def resume(self, run: dict, restore: Callable[[dict[str, Tensor], dict], None]) -> int:
         """Give the newest good checkpoint to `restore`. Returns how many steps are done: 0 where there is none.

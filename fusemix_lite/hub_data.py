@@ -227,13 +227,17 @@ def _lengths(cells: Any, home: Path | None) -> list[int | None]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    def is_binary(kind: Any) -> bool:
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
     fields = {cells.type.field(i).name for i in range(cells.type.num_fields)} if pa.types.is_struct(cells.type) else set()
     if "array" in fields:
         return pc.list_value_length(pc.struct_field(cells, "array")).to_pylist()
-    if pa.types.is_binary(cells.type) or pa.types.is_large_binary(cells.type):
+    if is_binary(cells.type):
         return pc.binary_length(cells).to_pylist()
     paths = (pc.struct_field(cells, "path") if "path" in fields else cells).to_pylist()
-    sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist() if "bytes" in fields else [None] * len(paths)
+    there = "bytes" in fields and is_binary(cells.type.field("bytes").type)  # a column that is empty has a type of its own
+    sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist() if there else [None] * len(paths)
     return [_file_size(path, home) if size is None else size for path, size in zip(paths, sizes, strict=True)]
 
 

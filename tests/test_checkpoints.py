@@ -668,6 +668,25 @@ def test_a_second_signal_does_not_wait(data, tmp_path):
     assert files(tmp_path) == []
 
 
+def test_a_signal_is_heard_although_the_step_fails(data, uninterrupted, tmp_path, monkeypatch):
+    """It is neither lost nor left for the next run with the same checkpoints."""
+    kept = Checkpoints(tmp_path, every=0)
+
+    def fails(*a):
+        signal.raise_signal(signal.SIGINT)
+        raise ZeroDivisionError
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(training, "symmetric_infonce", fails)
+            run(data, "fusemix", kept)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome(run(data, "fusemix", kept)) == uninterrupted["fusemix"]
+
+
 # the command line
 
 

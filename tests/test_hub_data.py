@@ -183,6 +183,16 @@ def test_a_path_in_a_table_of_a_stranger_stays_in_its_folder(tmp_path):
     assert read_hub(table).values[2]() == tmp_path / "outside.jpg"
 
 
+def test_a_table_in_which_no_row_has_bytes(tmp_path):
+    """As pandas or pyarrow write it: the column of bytes has no type but null."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "a.jpg").write_bytes(small.jpeg(7))
+    cells = [{"bytes": None, "path": "a.jpg"}, {"bytes": None, "path": None}]
+    parquet.write_table(pa.table({"image": cells, "caption": ["a", "b"]}), tmp_path / "a.parquet")
+    read = read_hub(tmp_path / "a.parquet", media="image", column="image")
+    assert list(read.values.sizes()) == [len(small.jpeg(7)), None] and read.values[0]() == tmp_path / "a.jpg"
+
+
 def test_rows_without_an_id_are_not_one_item():
     rows = hub_rows()
     rows["key"][3] = rows["key"][5] = None
