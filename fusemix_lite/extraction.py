@@ -401,7 +401,7 @@ def _pass_over(data: _Field, passes: list[_Pass], how: _How, share: Share) -> No
     mine = share.of(count)
     others = [number for number in range(count) if number not in mine]
     with ExitStack() as locks:
-        for one in sorted(passes, key=lambda one: one.out):  # in one order, or two processes may wait for each other for ever
+        for one in sorted(passes, key=lambda one: one.out.resolve()):  # in one order, or two may wait for each other for ever
             locks.enter_context(hold_lock(one.out, share.rank))
         with _folders_that_fail(passes):
             passes = [one for one in passes if not one.open_finished(how)]

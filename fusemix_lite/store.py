@@ -426,12 +426,15 @@ def hold_lock(folder: Path, rank: int = 0, wait: bool = True) -> "AcquireReturnP
     """
     from filelock import FileLock, Timeout
 
-    file = folder.with_name(f"{folder.name}{f'.{rank}' if rank else ''}.lock")
+    real = folder.resolve()  # "." has no name, and whoever comes by a link is to wait for the same lock
+    file = real.with_name(f"{real.name}{f'.{rank}' if rank else ''}.lock")
     if file.is_symlink():  # older versions of filelock empty what it leads to
         raise FuseMixLiteError(f"{file} is a link: delete it")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        real.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(file, thread_local=False).acquire(timeout=-1 if wait else 0)
+    except NotImplementedError:  # of older versions of filelock; newer ones make do without the system
+        raise FuseMixLiteError(f"{file} cannot be locked: its file system has no locks; choose a folder on another") from None
     except (Timeout, RuntimeError):  # of this very thread
         raise FuseMixLiteError(f"{folder} is being written by another process or thread: wait, or choose another") from None
     except OSError as error:

@@ -394,7 +394,8 @@ def _fits(folder: Path, number: int, data: Any) -> bool:
 
 
 def _side(folder: Path) -> Path:
-    side = folder.with_name(folder.name + SIDE)
+    real = folder.resolve()  # "." has no name; and what a link leads to may be on another disk, where nothing can be moved
+    side = real.with_name(real.name + SIDE)
     if side.is_symlink():  # files in it are deleted in the end
         raise FuseMixLiteError(f"{side} is a link: delete it")
     return side
@@ -421,6 +422,7 @@ def made_by(folder: Path, origin: LatentOrigin) -> tuple[Any, "AnyEncoder"]:
     from .extraction import cache_dir
     from .workflow import PAIRS, reopen
 
+    folder = folder.absolute()  # "." has neither a name nor a parent
     dataset, remedies = None, "repair it in Python: fusemix_lite.repair(folder, dataset, encoder)"
     if folder.resolve().parent == cache_dir().resolve():
         remedies = "delete the folder: a cache is filled again when it is asked"

@@ -372,6 +372,37 @@ def test_an_interrupted_repair_and_a_stale_lock_do_no_harm(tmp_path):
     assert (side / "holiday.jpg").exists()
 
 
+def test_a_store_is_the_same_by_a_link_or_from_within(tmp_path, monkeypatch):
+    folder, link = made(tmp_path / "disk/out"), tmp_path / "out"
+    whole = contents(folder)
+    link.symlink_to(folder)
+    for path in (link, Path(".")):
+        flip(folder / "shard-00001.safetensors", -1, 0)
+        monkeypatch.chdir(folder)
+        with store.hold_lock(folder), pytest.raises(FuseMixLiteError, match="being written by another"):
+            store.hold_lock(path, wait=False)
+        assert len(fl.repair(path, Captions(29), encoder(), progress=False)) == 1
+        assert contents(folder) == whole
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["disk", "out"], (
+        "what a repair needs is on the disk of the store"
+    )
+
+
+def test_a_store_of_records_is_repaired_from_within(latents, monkeypatch):
+    flip(latents / "text/shard-00000.safetensors", -1, 0)
+    monkeypatch.chdir(latents / "text")
+    assert main(["verify", "--repair", "."]) == 0 and not fl.verify(".")
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def acquire(*_, **__):
+        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(FuseMixLiteError, match="its file system has no locks"):
+        LatentStore.write(tmp_path / "out", np.ones((2, 3), np.float32), ["a", "b"])
+
+
 # --- kills --------------------------------------------------------------------------------------------------------------------
 
 SERVER = """
