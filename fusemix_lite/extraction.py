@@ -46,6 +46,8 @@ AnyEncoder = BaseEncoder | str | Path
 
 PATIENCE = 1800.0  # seconds without a new shard after which the other processes of a pass count as dead
 IN_A_ROW = 64  # items that fail, after which it is asked whether it is the items that do
+NOT_FINITE = "its latent is not finite"
+PROBES = 16  # items all over a data set that are tried where none has worked yet
 _POLL = 0.2
 
 
@@ -273,7 +275,7 @@ class _Pass:
                 self.kept.append(index)
             else:
                 path = path_of(values[index], self.source.modality)
-                self.left_out.append({"index": index, "path": path, "reason": "its latent is not finite"})
+                self.left_out.append({"index": index, "path": path, "reason": NOT_FINITE})
 
     def judge(self, indices: range, data: "_Field", precision: str) -> None:
         """Of a batch that is done: if items fail in a row, or the last of a shard, is it they that fail?
@@ -293,17 +295,28 @@ class _Pass:
             return
         if self.good is None and many:
             self.good = self._known_good(data)
+            if self.good is None:
+                probes = range(0, len(data.item_ids), -(-len(data.item_ids) // PROBES))
+                self.good = next((index for index in probes if not self._failure(index, data, precision)), None)
         if self.good is not None:
-            (batch,) = batches_of([self.encoder], [self.good], data.values.__getitem__)
-            batch, _ = encode_batch([self.encoder], batch, data.values, precision)
-            if batch.left_out:
-                item, why = data.item_ids[self.good], batch.left_out[0]["reason"]
+            why = self._failure(self.good, data, precision)
+            if why:
+                item = data.item_ids[self.good]
                 remedy = "their disk may be gone, or the encoder broken: see to it"
                 raise FuseMixLiteError(f"items fail, and so does {item} now, which worked before ({why}): {remedy}; {KEPT}")
         elif many:
             why = f"first of all {data.item_ids[self.first]} ({self.why})"
             remedy = "see to the data or the encoder, or leave these items out of the data"
-            raise FuseMixLiteError(f"none of {self.row} items in a row can be used, {why}: {remedy}; {KEPT}")
+            tried = f"none of {self.row} items in a row can be used, nor of {PROBES} from all over the data"
+            raise FuseMixLiteError(f"{tried}, {why}: {remedy}; {KEPT}")
+
+    def _failure(self, index: int, data: "_Field", precision: str) -> str:
+        """Why an item cannot be encoded now; "" if it can."""
+        (batch,) = batches_of([self.encoder], [index], data.values.__getitem__)
+        batch, latents = encode_batch([self.encoder], batch, data.values, precision)
+        if batch.left_out:
+            return batch.left_out[0]["reason"]
+        return "" if latents[0].isfinite().all() else NOT_FINITE
 
     def _known_good(self, data: "_Field") -> int | None:
         """The index of an item in a shard that was written earlier."""

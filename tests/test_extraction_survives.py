@@ -455,9 +455,24 @@ def test_many_bad_items_in_a_row_are_left_out_where_others_still_work(tmp_path, 
     before = contents(quietly(data, COLOURS, tmp_path / "plain").path)
     assert contents(quietly(data, COLOURS, tmp_path / "out").path) == before
     for path in data.paths[:12]:
+        path.write_bytes(b"")  # so that the first ones fail already, and only the last ones work
+    assert list(reasons(quietly(data, COLOURS, tmp_path / "late"))) == list(range(40))
+    for path in data.paths:
         path.write_bytes(b"")
-    with pytest.raises(FuseMixLiteError, match=r"none of 11 items in a row can be used, first of all 0.png \(.*leave these"):
+    with pytest.raises(FuseMixLiteError, match=r"none of 11 items .*over the data, first of all 0.png \(.*leave these"):
         quietly(data, COLOURS, tmp_path / "none")
+
+
+def test_an_encoder_that_gives_no_numbers_any_more_is_not_taken_for_bad_items(tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "IN_A_ROW", 10)
+    calls = iter(range(1000))
+
+    def overheated(captions):
+        return np.full((len(captions), 3), np.nan if next(calls) > 3 else 1.0)
+
+    encoder = callable_encoder(overheated, id="hot", modality="text", revision="1", dim=3)
+    with pytest.raises(FuseMixLiteError, match="items fail, and so does .* now, which worked before .its latent is not finite"):
+        quietly(good_and({}, 48), encoder, tmp_path / "out")
 
 
 def test_the_list_of_what_was_left_out_is_json_whatever_items_are_called(tmp_path):
@@ -605,7 +620,7 @@ def test_what_fails_once_changes_nothing(tmp_path):
 def test_an_encoder_that_fails_on_all_but_a_blank_stops_soon(tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "IN_A_ROW", 10)
     bad = dict.fromkeys(range(30), "forward")
-    with pytest.raises(FuseMixLiteError, match=r"none of 11 items in a row can be used, first of all 0 \(RuntimeError: sizes"):
+    with pytest.raises(FuseMixLiteError, match=r"none of 11 items .*over the data, first of all 0 \(RuntimeError: sizes"):
         quietly(good_and(bad), Fragile(**BREAKS), tmp_path / "out")
 
 
