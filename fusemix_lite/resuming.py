@@ -97,6 +97,9 @@ class Run:
         for name, generator in generators.items():
             Generator(generator.device).set_state(tensors[f"generator/{name}"])  # refuses what is no state
         Generator(self.batches.generator.device).set_state(tensors["epoch"])
+        if facts.get("threads") != torch.get_num_threads():
+            told = f"{torch.get_num_threads()} threads, begun with {facts.get('threads')!r:.20}"
+            warnings.warn(f"{told}: the last digits may differ from those of a run that was not stopped", stacklevel=4)
 
         self.best = {name: tensor.clone() for name, tensor in weights.items()} if looks else None
         for name, tensor in self._weights(self.best).items():
@@ -114,9 +117,6 @@ class Run:
             self.history[look["step"] - 1] |= look
             self._is_best(look)
         self.started -= seconds
-        if facts.get("threads") != torch.get_num_threads():
-            told = f"{torch.get_num_threads()} threads, begun with {facts.get('threads')!r:.20}"
-            warnings.warn(f"{told}: the last digits may differ from those of a run that was not stopped", stacklevel=4)
 
     def _is_best(self, entry: dict) -> bool:
         if entry.get("val_mean", -1.0) <= self.best_mean:

@@ -338,12 +338,17 @@ def test_numbers_of_other_kinds_are_the_same_run(data, uninterrupted, tmp_path):
     assert outcome(run(data, "fusemix", tmp_path, **other)) == uninterrupted["fusemix"]
 
 
-def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch):
+def test_another_number_of_threads_is_said(data, uninterrupted, tmp_path, monkeypatch):
     with stopped_at(5):
-        run(data, "fusemix", Checkpoints(tmp_path, every=0))
+        run(data, "fusemix", Checkpoints(tmp_path / "run", every=0))
+    shutil.copytree(tmp_path / "run", tmp_path / "same")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     with pytest.warns(UserWarning, match="7 threads, begun with 1: the last digits may differ"):
-        run(data, "fusemix", tmp_path)
+        run(data, "fusemix", tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # then such a checkpoint is not taken, and nothing of it is
+        begun_anew = run(data, "fusemix", Checkpoints(tmp_path / "same", replace=True))
+    assert outcome(begun_anew) == uninterrupted["fusemix"]
 
 
 def test_one_process_at_a_time(data, tmp_path):
