@@ -77,6 +77,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(lock)
             self._lock.acquire(timeout=0)
+        except NotImplementedError:  # of older versions of filelock; newer ones make do without the system
+            raise FuseMixLiteError(f"{lock} cannot be locked: choose a folder on a file system that has locks") from None
         except (Timeout, RuntimeError):  # of this very thread
             raise FuseMixLiteError(f"another process is training with {self.folder}: wait for it, or stop it") from None
         except OSError as error:

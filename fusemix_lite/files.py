@@ -39,6 +39,7 @@ SUFFIXES = {
 TABLES = (".csv", ".tsv", ".jsonl")
 LONGEST_ROW = 1 << 22  # characters of a row of a table, or of the captions beside a picture: more is no caption
 
+_OF_DISKS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")  # at the root of one, and not for everybody
 _LONE_CR = re.compile(r"(?<=\r)(?!\n|\Z)")  # as old Macs end lines
 _IN_FOLDER = tuple(f"{stem}{suffix}" for stem in ("captions", "metadata") for suffix in TABLES)
 
@@ -154,7 +155,8 @@ def _read_folder(folder: Path, media: str | None) -> FilePairs:
     """A folder without a table: every media file below it, with the captions of the text file of its name."""
     found = {kind: [] for kind in SUFFIXES}
     for place, folders, names in os.walk(folder, onerror=_unreadable):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]  # thumbnails, checkpoints, __MACOSX
+        # thumbnails, checkpoints, __MACOSX
+        folders[:] = [name for name in folders if not name.startswith((".", "__")) and name not in _OF_DISKS]
         for name in names:
             kind = _kind(name)
             if kind and not name.startswith("."):
@@ -370,7 +372,8 @@ def _too_long(where: str) -> FuseMixLiteError:
 
 
 def _unreadable(error: OSError) -> None:
-    raise FuseMixLiteError(f"{error.filename} cannot be read ({error.strerror}): what is in it would be missing") from error
+    lost = "what is in it would be missing: see to it, or move it away"
+    raise FuseMixLiteError(f"{error.filename} cannot be read ({error.strerror}): {lost}") from error
 
 
 def _kind(name: str) -> str | None:

@@ -362,7 +362,7 @@ def test_one_process_at_a_time(data, tmp_path):
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_a_place_for_no_checkpoints(data, tmp_path):
+def test_a_place_for_no_checkpoints(data, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(FuseMixLiteError, match="file cannot hold checkpoints .*: choose another folder"):
         run(data, "fusemix", tmp_path / "file")
@@ -371,6 +371,13 @@ def test_a_place_for_no_checkpoints(data, tmp_path):
     for every in (-1, float("nan"), "often"):
         with pytest.raises(FuseMixLiteError, match=f"every {every!r} seconds: give a number, 0 or more"):
             Checkpoints(tmp_path, every)
+
+    def none(*a, **options):
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(FileLock, "acquire", none)
+    with pytest.raises(FuseMixLiteError, match="lock cannot be locked: choose a folder on a file system that has locks"):
+        run(data, "fusemix", tmp_path)
 
 
 def test_what_is_removed_is_ours(data, tmp_path):

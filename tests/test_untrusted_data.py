@@ -226,12 +226,14 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
     scan = os.scandir
 
     def locked(place):
-        if Path(place).name == "inner":
+        if Path(place).name in ("inner", "lost+found"):
             raise PermissionError(13, "Permission denied", str(place))
         return scan(place)
 
     monkeypatch.setattr(os, "scandir", locked)
-    refused("inner cannot be read .Permission denied.: what is in it would be missing", read_pairs, tmp_path)
+    refused("inner cannot be read .Permission denied.: what is in it would be missing: see to it", read_pairs, tmp_path)
+    (tmp_path / "inner").rename(tmp_path / "lost+found")  # as at the root of a disk, where only its system can look into it
+    assert read_pairs(tmp_path).items == ["a.jpg"]
 
 
 # pictures
