@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from .disk import as_json, read_json, write_aside
 from .errors import FuseMixLiteError
-from .untrusted import load_fitting
+from .untrusted import LARGEST, load_fitting
 
 IDENTITY = "identity"
-LARGEST = 2**20  # of the numbers that describe adapters: the product of three of them is still a number of weights
 TEMPERATURE, TEMPERATURE_RANGE = 0.07, (0.001, 0.5)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

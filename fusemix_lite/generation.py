@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .adapters import LARGEST
 from .datasets import SoundingScenes
 from .device import pick_device
 from .disk import as_json, read_json, write_aside
@@ -32,7 +31,7 @@ from .pairs import LatentPairs
 from .profiles import Profile
 from .scene_viewing import agreement, as_pictures, load_reader
 from .scenes import Scene
-from .untrusted import entries, load_fitting
+from .untrusted import LARGEST, entries, load_fitting
 
 PACKAGED = "lite-generator"
 SIDE = 32  # pixels of a generated picture

@@ -16,6 +16,7 @@ from .errors import FuseMixLiteError
 
 HEADER = 100_000_000  # bytes that the header of a safetensors file has at most, as in the library itself
 LARGEST_YAML, DEEPEST_YAML = 2**21, 100  # bytes, brackets
+LARGEST = 2**20  # of the numbers that describe a model of ours: the product of three of them is still a number of weights
 WIDTHS = {  # bytes a number, of the dtypes that are read
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
