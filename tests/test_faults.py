@@ -43,7 +43,8 @@ def test_every_heavy_proof_has_a_row():
 
 def test_the_record_is_of_the_proofs_that_there_are():
     proofs = json.loads(torture.RECORD.read_text())["proofs"]
-    assert set(proofs) == HEAVY, f"make torture: {sorted(set(proofs) ^ HEAVY)}"
+    assert set(proofs) <= HEAVY, f"no such proof any more: {sorted(set(proofs) - HEAVY)}"
+    assert len(proofs) > len(HEAVY) / 2
     assert all(at["passed"] for at in proofs.values())
     assert all(at.keys() & set(torture.KINDS) for at in proofs.values()), "a proof that does not count"
     assert sum(at.get("inputs", 0) for at in proofs.values()) >= 10_000
@@ -57,6 +58,10 @@ REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_x" name="test_c"><skipped/></testcase>
 <testcase classname="tests.test_y" name="test_d"><error/></testcase>
 </testsuite></testsuites>"""
+
+
+def test_the_page_counts_all_heavy_proofs():
+    assert sum(map(fragments._heavy, (ROOT / "tests").glob("test_*.py"))) == len(HEAVY)
 
 
 def test_counts_of_a_report(tmp_path):
@@ -79,13 +84,15 @@ def test_counts_of_a_report(tmp_path):
 def test_the_page_shows_rows_and_counts(tests):
     parts = [{"part": "Disks", "faults": [{"fault": "full", "happens": "said\nso", "test": tests}]}]
     record = {"command": "make torture", "proofs": torture.counted(REPORT), "machine": torture_machine()}
+    assert "2 other proofs have only been tried lightly" in fragments.torture(record, heavy=5)
     page = fragments.faults(parts, record, "https://address")
     assert "### Disks" in page and "| full | said so<br>*Proved by:* [" in page and "5 faults" in page
     assert "[b](https://address/blob/main/tests/test_x.py) (5 faults)" in page
     assert ("10 inputs" in page) == (len(tests) == 2)
-    told = fragments.torture(record)
+    told = fragments.torture(record, heavy=3)
     assert "**5 faults** were injected and **10 inputs** tried by 3 proofs, of which **2 failed**" in told
-    assert "not been run yet" in fragments.torture({})
+    assert "lightly" not in told
+    assert "not been run yet" in fragments.torture({}, heavy=3)
     assert "faults" not in fragments.faults(parts, {}, "x").split("Proved by")[1]
 
 

@@ -263,17 +263,19 @@ def _proof(name: str, at: dict, address: str) -> str:
     return f"[{words}]({address}/blob/main/{file})" + (f" ({tried})" if tried else "")
 
 
-def torture(record: dict) -> str:
-    """What the heavy proofs have tried in all, and on which machine."""
+def torture(record: dict, heavy: int) -> str:
+    """What the heavy proofs have tried in all, and on which machine. `heavy`: how many proofs there are."""
     if not record:
         return "The heavy proofs have not been run yet: `make torture` does.\n"
     proofs = record["proofs"].values()
     sums = {kind: sum(at.get(kind, 0) for at in proofs) for kind in ("faults", "inputs")}
     failed = sum(not at["passed"] for at in proofs)
     told = "{processor}, {cores} cores, {system}, Python {python}, torch {torch}".format(**record["machine"])
+    left = heavy - len(proofs)
+    lightly = f" {left} other proofs have only been tried lightly so far, as `make test` does." if left else ""
     return (
         f"**{sums['faults']:,} faults** were injected and **{sums['inputs']:,} inputs** tried by {len(proofs)} proofs, "
-        f"of which **{failed} failed** (`{record['command']}`; {told}).\n"
+        f"of which **{failed} failed** (`{record['command']}`; {told}).{lightly}\n"
     )
 
 
@@ -332,6 +334,11 @@ def citation(address: str) -> str:
 """
 
 
+def _heavy(tests: Path) -> int:
+    """How many heavy proofs a file of tests holds."""
+    return len(re.findall(r"^@pytest\.mark\.torture$", tests.read_text("utf-8"), re.MULTILINE))
+
+
 def _record(path: Path) -> dict:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
@@ -346,7 +353,7 @@ def write_fragments(folder: Path, address: str, measured: dict[str, dict]) -> No
     fragments = {
         "speed": speed(record),
         "faults": faults(yaml.safe_load((ROOT / "book/faults.yml").read_text("utf-8")), tortured, address),
-        "torture": torture(tortured),
+        "torture": torture(tortured, sum(map(_heavy, ROOT.glob("tests/test_*.py")))),
         "same-again": same_again(again),
         "versions": versions(),
         "profiles": profiles(),
