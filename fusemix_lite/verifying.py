@@ -67,7 +67,7 @@ def verify(path: str | Path) -> list[Fault]:
 def repair(
     path: str | Path,
     dataset: Any = None,
-    encoder: "AnyEncoder | None" = None,
+    encoder: Any = None,
     *,
     batch_size: int = 64,
     device: str = "auto",
