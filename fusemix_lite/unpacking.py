@@ -128,7 +128,7 @@ def _taken_for_another(names: list[str], folder: Path) -> str | None:
             file = Path(aside, name)
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.open("x").close()
+                file.touch(exist_ok=False)
             except (FileExistsError, NotADirectoryError):
                 return name
     return None

@@ -218,7 +218,7 @@ def test_this_machine_is_looked_at(monkeypatch):
 def test_a_container_limit_counts(monkeypatch):
     group = "/sys/fs/cgroup/memory"
     files = {"/proc/meminfo": "MemAvailable:  8000000 kB\n", f"{group}.max": "5000000000", f"{group}.current": "1e9"}
-    monkeypatch.setattr(budget, "Path", lambda path: SimpleNamespace(read_text=lambda: files[path]))
+    monkeypatch.setattr(budget, "Path", lambda path: SimpleNamespace(read_text=lambda encoding: files[path]))
     assert budget._free_ram() == 4e9
     files[f"{group}.max"] = "max"
     assert budget._free_ram() == 8e6 * 1024

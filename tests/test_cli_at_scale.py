@@ -44,7 +44,7 @@ def test_several_encoders_share_a_pass(run, told, project, tmp_path):
     other = ("--x", out / "image-lite-image-b", "--y", out / "text-lite-text-a", "--out", tmp_path / "other")
     assert told("fit", *other, *FEW)["items"]
     twice = ("--image", "lite-image-a", "--image", "lite-image-b", "--image", "lite-image-b")
-    assert "two encoders would have the folder" in fails(run, "extract", project / "pairs", "--out", tmp_path / "x", *twice)
+    assert "lite-image-b is named twice" in fails(run, "extract", project / "pairs", "--out", tmp_path / "x", *twice)
 
 
 def test_precision_and_workers_reach_the_encoder(told, project, tmp_path):

@@ -60,6 +60,7 @@ def toy(tmp_path, monkeypatch) -> list[Row]:
         for arm in (PLAIN, MIXED, AGAIN)
     ]
     content = {"name": "toy", "profile": "lite", "config": asdict(profile("lite")), "seeds": list(range(10)), "cells": cells}
+    content |= {"fingerprint": "toy", "provenance": {}}
     (tmp_path / "lite").mkdir()
     (tmp_path / "lite" / "toy.json").write_text(json.dumps(content))
     monkeypatch.setattr(records, "RESULTS", tmp_path)
