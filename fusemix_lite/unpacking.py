@@ -128,7 +128,7 @@ def _taken_for_another(names: list[str], folder: Path) -> str | None:
             file = Path(aside, name)
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.touch(exist_ok=False)
+                file.open("xb").close()
             except (FileExistsError, NotADirectoryError):
                 return name
     return None

@@ -953,7 +953,7 @@ def check_disk_that_does_not_tell_names_apart(folder: Path, name: str = "case") 
         return unicodedata.normalize("NFC", str(path)).casefold()
 
     def careless(path: Path, *args, **options):
-        if args == ("x",) and seen(path) in map(seen, folder.rglob("*")):
+        if args == ("xb",) and seen(path) in map(seen, folder.rglob("*")):
             raise FileExistsError(17, "File exists", str(path))
         return opened(path, *args, **options)
 
