@@ -94,9 +94,8 @@ class Fragile(BaseEncoder):
 
 def one_pass(out, several: bool = False, workers: int = 0, seconds: float = 0.0, **options) -> None:
     """Extract Words into a folder."""
-    extraction.ROWS_PER_SHARD = ROWS
     given = (Words(seconds=seconds), ENCODERS, out) if several else (Words(seconds=seconds), ENCODERS["a"], Path(out) / "a")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), mock.patch.object(extraction, "ROWS_PER_SHARD", ROWS):
         warnings.simplefilter("ignore")
         extraction.extract(*given, batch_size=BATCH, progress=False, workers=workers, **options)
 
