@@ -2,6 +2,7 @@
 
 import math
 import re
+from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -201,7 +202,9 @@ class FusionModel(
                 raise FuseMixLiteError(f"{folder}: {file} is missing; save the model again with save_pretrained")
         config = read_json(folder / CONFIG, "save the model again with save_pretrained")
         try:
-            depths = _check_shape(**config)
+            options = signature(cls.__init__).bind(None, **config)  # None: self
+            options.apply_defaults()
+            depths = _check_shape(*options.args[1:])
         except (TypeError, FuseMixLiteError) as error:
             raise FuseMixLiteError(f"{folder / CONFIG} does not describe a FusionModel: {error}") from error
         try:
@@ -216,11 +219,11 @@ class FusionModel(
 
 def _check_shape(
     in_dims: dict[str, int],
-    shared_dim: int = 512,
-    depth: int | str | dict[str, int | str] = 4,
-    expansion: int = 4,
-    dropout: float | dict[str, float] = 0.6,
-    standardize: bool = False,
+    shared_dim: int,
+    depth: int | str | dict[str, int | str],
+    expansion: int,
+    dropout: float | dict[str, float],
+    standardize: bool,
 ) -> dict[str, int | str]:
     """The depth of each modality. Raises FuseMixLiteError for options of `FusionModel` of another kind, or out of range."""
     if not isinstance(in_dims, dict) or not in_dims:
