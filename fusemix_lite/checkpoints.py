@@ -113,7 +113,7 @@ class Checkpoints:
         for file in sorted(self.folder.glob("checkpoint-*.safetensors"), key=_step, reverse=True):
             try:
                 facts = _facts(file)
-                other = _differences(facts["run"], self._run)
+                other = differences(facts["run"], self._run)
                 if not other:
                     restore(load_file(file), facts)
             except Exception as error:  # noqa: BLE001 — a broken or hostile file makes safetensors, json and torch raise anything
@@ -242,7 +242,7 @@ def _facts(file: Path) -> dict:
     return facts
 
 
-def _differences(theirs: dict, ours: dict) -> str:
+def differences(theirs: dict, ours: dict) -> str:
     """What two runs differ in, in words; "" where it is nothing."""
     names = [name for name in theirs | ours if theirs.get(name) != ours.get(name) or (name in theirs) != (name in ours)]
     return ", ".join(f"{name} {theirs.get(name)!r}, not {ours.get(name)!r}" for name in names)[:500]

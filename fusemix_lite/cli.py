@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.run is None:
         parser.print_help()
         return 0
-    say = Speaker(args.json, args.quiet)
+    one_of_many = os.environ.get("RANK", "0") != "0"  # of processes that a launcher started together, the first one speaks
+    say = Speaker(args.json, args.quiet or one_of_many)
     heard = _terminated_as_interrupted()
     try:
         with warnings.catch_warnings():
@@ -215,15 +216,14 @@ def _fetch_data(args, say: Speaker) -> None:
 
 
 def extract(args, say: Speaker) -> None:
-    from .extraction import Share
+    from .launched import Share
     from .workflow import extract_pairs
 
-    first = Share.of_this_process().rank == 0  # of several processes that a launcher started, one speaks
     options = {key: getattr(args, key) for key in ("precision", "workers", "append", "overwrite", "split")}
     encoders = {m: getattr(args, m) for m in ("image", "audio", "text") if getattr(args, m)}
-    given = (args.source, args.out, encoders, args.device, args.batch_size, say.progress and first)
+    given = (args.source, args.out, encoders, args.device, args.batch_size, say.progress)
     found = extract_pairs(*given, **options, folder=args.data)
-    if not first:
+    if Share.of_this_process().rank > 0:
         return
     every = found["encoders"] | found.get("more", {})
     width = max(5, *map(len, every))
@@ -284,6 +284,7 @@ def verify(args, say: Speaker) -> None:
 
 def fit(args, say: Speaker) -> None:
     from .audits import audit
+    from .launched import Share
     from .workflow import check_model_folder, parts_to_train, train
 
     check_model_folder(args.out, args.overwrite)
@@ -296,6 +297,8 @@ def fit(args, say: Speaker) -> None:
         say.note(str(finding))
     options = {name: getattr(args, name) for name in FIT_DEFAULTS}
     found = train(latents, args.out, args.fractions, args.seed, args.overwrite, say.progress, **options)
+    if Share.of_this_process().rank > 0:
+        return
     a, b = latents.names
     items, pairs = found["items"], found["pairs"]
     parts = ", ".join(f"{part} {items[part]:,} with {pairs[part]:,}" for part in items)
@@ -577,6 +580,9 @@ def _parser() -> argparse.ArgumentParser:
                          --split pack.json --out model --batch-size 256 --steps 2000
 
         Every half minute a checkpoint is left in MODEL, until all is done: whatever stops a run, the same command goes on.
+
+        Under torchrun or accelerate launch several processes fit one model, each with its share of every batch:
+        torchrun --nproc-per-node 2 -m fusemix_lite fit latents --out model
         """, "the same command goes on from the last checkpoint",
     )  # fmt: skip
     _add_latents(sub)

@@ -26,6 +26,7 @@ from .disk import ASIDE, not_written
 from .encoders import PRECISIONS, BaseEncoder, EncoderSource, load_encoders, passes_of, resolve_encoder
 from .errors import FuseMixLiteError
 from .feeding import Batch, Task, batches_of, feed, path_of
+from .launched import Share, own_device
 from .narrowing import KEPT, check_with_a_blank, encode_batch
 from .store import (
     MANIFEST,
@@ -146,29 +147,6 @@ def use_cache(folder: str | Path | None) -> None:
     """Keep latents in `folder` from now on, in this process and its children; None changes nothing."""
     if folder is not None:
         os.environ["FUSEMIX_LITE_CACHE"] = str(Path(folder).resolve())
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of a pass is this process's: the shards `rank`, `rank` + `world`, …"""
-
-    rank: int = 0
-    world: int = 1
-
-    @classmethod
-    def of_this_process(cls) -> "Share":
-        """What a launcher (torchrun, accelerate) has set; everything where there is none."""
-        rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-        if rank is None or world is None:
-            return cls()
-        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-            why = f"RANK={rank}, WORLD_SIZE={world} name no share of a pass"
-            raise FuseMixLiteError(f"{why}: unset them, or set 0 <= RANK < WORLD_SIZE")
-        return cls(int(rank), int(world))
-
-    def of(self, shards: int) -> range:
-        """The numbers of its shards."""
-        return range(self.rank, shards, self.world)
 
 
 @dataclass(frozen=True)
@@ -479,7 +457,7 @@ def _encode(data: _Field, passes: list[_Pass], how: _How, mine: range) -> None:
 def _load(passes: list[_Pass], device: str | torch.device) -> None:
     """Encoders for passes that have a name; those that differ in their layers alone share weights."""
     named = [one for one in passes if one.source is not one.given]
-    for one, encoder in zip(named, load_encoders([one.given for one in named], _own_device(device)), strict=True):
+    for one, encoder in zip(named, load_encoders([one.given for one in named], own_device(device)), strict=True):
         one.encoder = encoder
     for one in passes:
         if one.source is one.given:
@@ -512,17 +490,6 @@ def _wait_for(count: Callable[[], int], wanted: int, what: str) -> None:
                 "one of them has died, or does not see this folder; run the same again, what is there is kept"
             )
         time.sleep(_POLL)
-
-
-def _own_device(device: str | torch.device) -> str | torch.device:
-    """A launcher starts one process a GPU and says which; `accelerate launch --cpu` wants none."""
-    if device != "auto":
-        return device
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
-        return "cpu"
-    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    return "auto"
 
 
 def _warn_of_left_out(store: LatentStore, total: int) -> None:

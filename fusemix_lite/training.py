@@ -17,7 +17,9 @@ from . import __version__
 from .adapters import TEMPERATURE_RANGE, FusionModel
 from .checkpoints import Checkpoints
 from .device import pick_device
+from .distributed import joined
 from .errors import FuseMixLiteError
+from .launched import own_device
 from .losses import symmetric_infonce
 from .metrics import mean_recall, retrieval
 from .mixing import SCHEMES, no_mixing
@@ -78,6 +80,10 @@ def fit(
     is dropped. Weight decay touches matrices only. Latents in memory are moved to `device` at once, those on disk
     (`LatentPairs.from_stores(..., in_memory=False)`) batch by batch; the numbers are the same.
 
+    Processes that were launched together (RANK, WORLD_SIZE; torchrun, accelerate) fit one model: each embeds its share of a
+    batch, and every pair is a negative of every other, wherever it is. `batch_size` is that of all of them together. Without
+    dropout the result is that of one process up to rounding; dropout draws other masks.
+
     Args:
         train: pairs to learn from.
         val: pairs to select on: the model returned is the best of `evals` looks by the mean of both directions'
@@ -99,11 +105,12 @@ def fit(
         standardize: standardise the latents first, with the statistics of `train`.
         evals: looks at `val`, evenly spread over the steps.
         seed: sets initialisation, batch order, mixing and dropout. The caller's random state is left untouched.
-        device: "auto" is CUDA where there is one, otherwise the CPU.
-        progress: show a bar.
+        device: "auto" is CUDA where there is one (of several, the one the launcher means), otherwise the CPU.
+        progress: show a bar; of several processes, the first does.
         checkpoint: a folder in which the run leaves its state every half minute, or `Checkpoints` with another rhythm. The
             same call goes on from there, whatever stopped the one before, and on a CPU gives the same result bit for bit.
-            Nothing is deleted at the end: `Checkpoints.remove` does it once the result is saved.
+            Nothing is deleted at the end: `Checkpoints.remove` does it once the result is saved. Of several processes the
+            first one writes and reads them.
 
     Raises:
         FuseMixLiteError: an argument of the wrong kind or out of range, an unknown scheme, `val` that does not fit `train`,
@@ -116,14 +123,18 @@ def fit(
     options = {key: value for key, value in locals().items() if key not in ("train", "val", "device", "progress", "checkpoint")}
     started = time.perf_counter()
     _check(train, val, options)
-    scheme, checkpoints = SCHEMES[augment], Checkpoints.of(checkpoint)
+    scheme = SCHEMES[augment]
     batch_size = _fitting_batch(batch_size, scheme.rows_per_pair, len(train))
-    device = pick_device(device)
+    device = pick_device(own_device(device))
     (a, b), x, y, owner = train.names, train.x.to(device), train.y.to(device), train.owner.to(device)
     generator = Generator(device).manual_seed(seed)  # batch order and mixing
     look_at = {round(steps * (i + 1) / evals) for i in range(evals)} if val is not None else set()
 
-    with seeded(seed, device), checkpoints:  # initialisation and dropout, which take no generator
+    with (
+        joined(device) as processes,
+        seeded(seed, device),  # initialisation and dropout, which take no generator
+        Checkpoints.of(checkpoint if processes.first else None) as checkpoints,
+    ):
         model = FusionModel(train.dims, shared_dim, depth, expansion, dropout, standardize).to(device)
         model.fit_standardizers({a: x, b: y})
         if temperature is not None:
@@ -132,8 +143,12 @@ def fit(
         batches = ShuffledBatches(len(train), batch_size * scheme.rows_per_pair, generator)
         take_x, take_y = into_kept_memory(x), into_kept_memory(y)
         run = Run(model, optimizer, batches, steps, started)
-        done = checkpoints.resume(_identity(options, device, train, val), run.restore) if checkpoints.folder else 0
-        bar = {"desc": f"fit ({augment})", "initial": done, "total": steps, "disable": not progress}
+        share, identity = processes.share, {}
+        if checkpoints.folder or share.world > 1:
+            identity = _identity(options, share.world, device, train, val)
+            processes.check_alike(identity)
+        done = processes.start_alike(run, checkpoints.resume(identity, run.restore))
+        bar = {"desc": f"fit ({augment})", "initial": done, "total": steps, "disable": not (progress and processes.first)}
         for step in tqdm(range(done + 1, steps + 1), **bar):
             for group in optimizer.param_groups:
                 group["lr"] = lr * lr_factor(step, steps, warmup)
@@ -144,12 +159,16 @@ def fit(
             zx, zy = augmented(take_x(items), take_y(rows), alpha, generator, per)
             # (1, pairs) items, or (2, pairs) where rows are mixed two by two: labels, so that no matrix is needed for it
             same = items.view(-1, len(zx)) if mask_negatives else None
-            loss = symmetric_infonce(model.embed(a, zx), model.embed(b, zy), model.temperature, same)
+            processes.seed_dropout(seed, step)
+            own, pairs = share.rows(len(zx)), len(zx)
+            u, v = (processes.gather(model.embed(name, z[own]), pairs) for name, z in ((a, zx), (b, zy)))
+            loss = symmetric_infonce(u, v, model.temperature, same)
             entry = {"step": step, "loss": loss.item(), "temperature": model.temperature.item(), "lr": group["lr"]}
             if not math.isfinite(entry["loss"]):
                 raise _breakdown(entry, model, train, rows, checkpoints)
             optimizer.zero_grad()
             loss.backward()
+            processes.add_gradients(model)
             optimizer.step()
             model.clamp_temperature()
             if step in look_at or step == steps:
@@ -253,9 +272,9 @@ def _fitting_batch(batch_size: int, rows_per_pair: int, pairs: int) -> int:
     return smaller
 
 
-def _identity(options: dict, device: torch.device, train: LatentPairs, val: LatentPairs | None) -> dict:
+def _identity(options: dict, processes: int, device: torch.device, train: LatentPairs, val: LatentPairs | None) -> dict:
     """Everything that determines a run: with the same, the same machine gives the same bits."""
-    made_of = {"train": stamp(train), "val": None if val is None else stamp(val), "device": device.type}
+    made_of = {"train": stamp(train), "val": None if val is None else stamp(val), "device": device.type, "processes": processes}
     return {**options, **made_of, "torch": torch.__version__, "fusemix_lite": __version__}
 
 

@@ -111,7 +111,8 @@ def extract_pairs(
     anything else or cannot be written.
     """
     from .encoders import resolve_encoder
-    from .extraction import Share, extract, folder_name
+    from .extraction import extract, folder_name
+    from .launched import Share
 
     out, encoders = Path(out), {modality: _listed(names) for modality, names in (encoders or {}).items()}
     asked = [modality for modality in encoders if modality != "text"]
@@ -360,12 +361,14 @@ def train(
     """Fit adapters on the training items, select on the validation items, save everything to the folder `out`.
 
     `options` are those of `fusemix_lite.fit`. Returns what fit.json holds. Until all is saved checkpoints are kept in
-    `out`, and the same call goes on from them, whatever stopped the one before.
+    `out`, and the same call goes on from them, whatever stopped the one before. Of processes that were launched together the
+    first one saves; the others return an empty dict.
 
     Raises FuseMixLiteError as `fit` does, and if `out` is in use (a model, or the checkpoints of another run, are replaced with
     `overwrite` only).
     """
     from .checkpoints import Checkpoints
+    from .launched import Share
     from .training import fit
 
     out = Path(out)
@@ -373,6 +376,8 @@ def train(
     parts = parts_to_train(latents, fractions, seed)
     checkpoints = Checkpoints(out / CHECKPOINT, replace=overwrite)
     result = fit(parts["train"], parts["val"], seed=seed, progress=progress, checkpoint=checkpoints, **options)
+    if Share.of_this_process().rank > 0:
+        return {}
     facts = {
         "source": latents.source,
         "dataset": latents.dataset_id,

@@ -25,6 +25,7 @@ from fusemix_lite import (
     extract,
     extraction,
     feeding,
+    launched,
     load_encoder,
 )
 from fusemix_lite.datasets import Lazy
@@ -400,10 +401,10 @@ def test_what_is_no_continuation_is_refused_and_left_alone(encoders, grown):
 SCRIPT = """
 import sys; sys.path[:0] = [{tests!r}]
 from test_extraction import Captions
-from fusemix_lite import extraction
+from fusemix_lite import extraction, launched
 extraction.ROWS_PER_SHARD, extraction.PATIENCE = 8, 60.0
 store = extraction.extract(Captions(40), sys.argv[1], sys.argv[2], batch_size=3, workers=0)
-print(store, extraction.Share.of_this_process())
+print(store, launched.Share.of_this_process())
 """
 
 
@@ -496,11 +497,11 @@ def test_a_launcher_that_makes_no_sense(tmp_path, encoders, monkeypatch, rank, w
 def test_every_process_takes_its_own_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert extraction._own_device("auto") == "auto" and extraction._own_device("cuda:2") == "cuda:2"
+    assert launched.own_device("auto") == "auto" and launched.own_device("cuda:2") == "cuda:2"
     monkeypatch.setenv("LOCAL_RANK", "5")
-    assert extraction._own_device("auto") == "cuda:1"
+    assert launched.own_device("auto") == "cuda:1"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert extraction._own_device("auto") == "cpu"
+    assert launched.own_device("auto") == "cpu"
 
 
 # --- deliberate breaks --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,163 @@
+"""Several processes, one batch: each embeds its share of the pairs, and all pairs are negatives of all.
+
+Every process draws the same batch and mixes it alike, so that nothing has to be told but embeddings and gradients. It embeds
+its own share, gets the others' embeddings, and works out the loss of the *whole* batch. That loss is the same everywhere, and
+its gradient with respect to a process's own embeddings is the one that a single process would have found; the gradients of the
+adapters' weights are then sums over the processes. No gradient travels back through the gathering. What is paid for it: every
+process computes the whole loss, a tenth of the operations of a step at the paper's shapes.
+
+Any launcher will do that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT:
+
+    torchrun --nproc-per-node 8 -m fusemix_lite fit latents --out model
+    accelerate launch --multi_gpu --num_processes 8 -m fusemix_lite fit latents --out model
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from torch import distributed as dist
+
+from .adapters import FusionModel
+from .checkpoints import differences
+from .errors import FuseMixLiteError
+from .launched import Share
+from .resuming import Run
+
+
+class Processes:
+    """The processes that fit one model together. One alone has nobody to talk to, and does as it always did.
+
+    Attributes:
+        share: this process's.
+        device: where tensors are that are sent.
+    """
+
+    def __init__(self, share: Share, device: torch.device):
+        self.share, self.device = share, device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that speaks, and writes files."""
+        return self.share.rank == 0
+
+    def seed_dropout(self, seed: int, step: int) -> None:
+        """Masks of a step that depend on the process, as its rows do, and on nothing that a checkpoint would have to hold."""
+        if self.share.world > 1:
+            torch.manual_seed(random.Random(f"{seed} {step} {self.share.rank}").getrandbits(63))
+
+    def gather(self, own: Tensor, total: int) -> Tensor:
+        """The embeddings (total, D) of a batch, of which this process has made its share `own` (b, D).
+
+        Gradients flow to `own`; those of the other rows are the business of whoever made them.
+        """
+        if self.share.world == 1:
+            return own
+        places = [Share(rank, self.share.world).rows(total) for rank in range(self.share.world)]
+        longest = max(place.stop - place.start for place in places)
+        sent = own.new_zeros(longest, own.shape[1])  # shares may differ by a row, what is sent must not
+        sent[: len(own)] = own.detach()
+        got = [torch.empty_like(sent) for _ in places]
+        self._do(dist.all_gather, got, sent)
+        parts = [part[: place.stop - place.start] for part, place in zip(got, places, strict=True)]
+        parts[self.share.rank] = own
+        return torch.cat(parts)
+
+    def add_gradients(self, model: FusionModel) -> None:
+        """Replace the gradients of the weights by their sums over the processes.
+
+        The temperature's is of the whole batch everywhere already: the mean of them all.
+        """
+        if self.share.world == 1:
+            return
+        if model.temperature.grad is not None:
+            model.temperature.grad /= self.share.world
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([grad.reshape(-1) for grad in grads])  # one message instead of one a weight
+        self._do(dist.all_reduce, flat)
+        for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(total.view_as(grad))
+
+    def check_alike(self, identity: dict) -> None:
+        """Raise FuseMixLiteError where the processes are not about the same run, as they would fit something in between."""
+        if self.share.world == 1:
+            return
+        own = json.dumps(identity, default=float)
+        other = differences(json.loads(own), json.loads(self._told(own.encode())))
+        odd = torch.tensor([float(bool(other))], device=self.device)
+        self._do(dist.all_reduce, odd)
+        if odd.item():  # all of them stop, each with what it knows
+            what = f"this one has {other}" if other else f"{odd.item():.0f} of them differ from the first"
+            raise FuseMixLiteError(
+                f"{self.share.world} processes of one launch fit one model together, but {what}: "
+                "give all of them the same, or unset RANK and WORLD_SIZE for fits of their own"
+            )
+
+    def start_alike(self, run: Run, done: int) -> int:
+        """Bring a run to where that of the first process is. Returns how many steps are done; for the first: `done`."""
+        if self.share.world == 1:
+            return done
+        tensors, facts = run.state() if self.first and done else ({}, {})
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        told, content = self._told(json.dumps(facts | {"step": done}).encode()), self._told(save(tensors))
+        facts = json.loads(told)
+        if facts["step"] and not self.first:
+            run.restore(load(content), facts)
+        return facts["step"]
+
+    def _told(self, content: bytes) -> bytes:
+        """What the first process has; the others' is forgotten."""
+        size = torch.tensor([len(content)], device=self.device)
+        self._do(dist.broadcast, size, 0)
+        sent = torch.zeros(int(size), dtype=torch.uint8)
+        if self.first:
+            sent = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        sent = sent.to(self.device)
+        self._do(dist.broadcast, sent, 0)
+        return sent.cpu().numpy().tobytes()
+
+    def _do(self, talk: Callable, *given) -> None:
+        try:
+            talk(*given)
+        except RuntimeError as error:
+            raise _gone(self.share, error) from error
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """The processes that a launcher has started together with this one; it alone where there is no launcher.
+
+    Where the caller has set up torch.distributed already, that is used, and left as it is.
+
+    Raises FuseMixLiteError if the others cannot be reached, or one of them is gone while there is work.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield Processes(Share(dist.get_rank(), dist.get_world_size()), device)
+        return
+    share = Share.of_this_process()
+    if share.world == 1:
+        yield Processes(share, device)
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        why = f"WORLD_SIZE={share.world}, but no {' and '.join(missing)}"
+        raise FuseMixLiteError(f"{why}: start fit with torchrun or accelerate launch, or unset RANK and WORLD_SIZE")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise _gone(share, error) from error
+    try:
+        yield Processes(share, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _gone(share: Share, error: Exception) -> FuseMixLiteError:
+    told = " ".join(str(error).split())[:200]
+    where = f"process {share.rank + 1} of {share.world} cannot reach another one ({told})"
+    return FuseMixLiteError(f"{where}: if that has stopped, it says why; the same command goes on from the last checkpoint")
