@@ -46,7 +46,8 @@ from .mixing import fusemix
 from .pairs import LatentPairs
 from .rows import StoredRows
 from .subsets import greedy_kdpp, squared_kernel
-from .training import ShuffledBatches, adamw, fit, into_kept_memory, lr_factor, seeded
+from .taking import taking
+from .training import ShuffledBatches, adamw, fit, lr_factor, seeded
 
 ROUNDS = 5
 KS = (1, 5, 10)
@@ -247,7 +248,7 @@ def batches(seed: int, smoke: bool) -> Case:
     N, B, dims = (300, 64, (6, 4)) if smoke else (45_000, 40_960, PAPER.values())
     x, y = (torch.rand(N, d, generator=Generator().manual_seed(seed)) for d in dims)
     rows = torch.randperm(N, generator=Generator().manual_seed(seed))[:B]
-    take_x, take_y = into_kept_memory(x), into_kept_memory(y)
+    take_x, take_y = taking(x), taking(y)
     kept = take_x(rows), take_y(rows)  # the first batch finds the memory, the many after it use it
 
     def limit() -> float:

@@ -27,8 +27,10 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 SCHEMES = ("none", "fusemix", "separate", "noise", "quantise", "slerp")
 FIT_DEFAULTS = {
     "augment": "fusemix", "alpha": 1.0, "steps": 1000, "batch_size": 512, "lr": 1e-3, "dropout": 0.3, "depth": 1,
-    "expansion": 4, "shared_dim": 256, "standardize": False, "evals": 10, "device": "auto",
+    "expansion": 4, "shared_dim": 256, "standardize": False, "precision": "fp32", "compile": False, "evals": 10,
+    "device": "auto",
 }  # fmt: skip
+FIT_CHOICES = {"augment": SCHEMES, "precision": PRECISIONS[:2]}
 
 DEVICE_HELP = "cpu, cuda, cuda:1 …; auto takes a GPU where there is one"
 FIT_HELP = {
@@ -42,6 +44,8 @@ FIT_HELP = {
     "expansion": "width of a block, in multiples of the latent",
     "shared_dim": "dimension of the shared space",
     "standardize": "standardise latents with training statistics",
+    "precision": "of matrix products; bf16 is for GPUs and for CPUs with matrix units",
+    "compile": "use torch.compile: for long runs on a GPU; on a CPU hardly ever worth it",
     "evals": "looks at the validation items",
     "device": DEVICE_HELP,
 }
@@ -596,8 +600,8 @@ def _parser() -> argparse.ArgumentParser:
         option, about = f"--{name.replace('_', '-')}", FIT_HELP[name]
         if default is False:
             sub.add_argument(option, action="store_true", help=about)
-        elif name == "augment":
-            sub.add_argument(option, choices=SCHEMES, default=default, help=about)
+        elif name in FIT_CHOICES:
+            sub.add_argument(option, choices=FIT_CHOICES[name], default=default, help=about)
         else:
             metavar = {int: "N", float: "X", str: name.upper()}[type(default)]
             sub.add_argument(option, type=type(default), default=default, metavar=metavar, help=about)

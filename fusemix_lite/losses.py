@@ -72,6 +72,7 @@ def symmetric_infonce(
 def dense_infonce(u: Tensor, v: Tensor, temperature: Tensor | float, same: Tensor | None = None) -> Tensor:
     """`symmetric_infonce` as one matrix, whatever its size; what the tiles are tested against."""
     logits = (u / temperature) @ v.T  # (B, B), row i: u[i] against every v
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # autocast halves the product, and nothing else
     targets = logits.diagonal()
     if same is not None:
         if same.dtype != torch.bool:

@@ -119,8 +119,13 @@ class StoredRows:
         return np.where(index < 0, index + len(self), index)  # the file is read by offset: it knows no "from the end"
 
     def _read(self, rows: np.ndarray) -> Tensor:
-        parts = [torch.from_numpy(gather(array, rows)).to(self.device).float() for array in self._arrays]
+        parts = [self._moved(torch.from_numpy(gather(array, rows))).float() for array in self._arrays]
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _moved(self, part: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return part.to(self.device)
+        return part.pin_memory().to(self.device, non_blocking=True)  # so that whoever reads ahead does not wait for the bus
 
 
 def gather(array: np.ndarray | ShardedRows, rows: np.ndarray) -> np.ndarray:

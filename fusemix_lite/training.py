@@ -25,7 +25,7 @@ from .metrics import mean_recall, retrieval
 from .mixing import SCHEMES, no_mixing
 from .pairs import LatentPairs
 from .resuming import Run, stamp
-from .rows import StoredRows
+from .taking import taking
 
 REMEDY = "lower lr, or set standardize=True"
 
@@ -68,6 +68,8 @@ def fit(
     expansion: int = 4,
     dropout: float | dict = 0.3,
     standardize: bool = False,
+    precision: str = "fp32",
+    compile: bool = False,
     evals: int = 10,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -78,7 +80,7 @@ def fit(
 
     Every row of a batch is a pair: a row of y with its owner's x. Epochs are shuffled and their incomplete last batch
     is dropped. Weight decay touches matrices only. Latents in memory are moved to `device` at once, those on disk
-    (`LatentPairs.from_stores(..., in_memory=False)`) batch by batch; the numbers are the same.
+    (`LatentPairs.from_stores(..., in_memory=False)`) batch by batch, one ahead; the numbers are the same.
 
     Processes that were launched together (RANK, WORLD_SIZE; torchrun, accelerate) fit one model: each embeds its share of a
     batch, and every pair is a negative of every other, wherever it is. `batch_size` is that of all of them together. Without
@@ -103,6 +105,10 @@ def fit(
         warmup: share of the steps in which the learning rate rises.
         shared_dim, depth, expansion, dropout: of the `FusionModel`.
         standardize: standardise the latents first, with the statistics of `train`.
+        precision: of matrix products, in adapters and loss: "fp32" or "bf16" (autocast; weights, sums and looks at `val` stay
+            fp32). For GPUs and CPUs with matrix units; others are slower in bf16.
+        compile: let `torch.compile` make one program of each adapter, half a minute before the first step. For long runs on
+            a GPU; on a CPU it takes a C++ compiler, and is hardly ever worth it. Dropout draws other masks.
         evals: looks at `val`, evenly spread over the steps.
         seed: sets initialisation, batch order, mixing and dropout. The caller's random state is left untouched.
         device: "auto" is CUDA where there is one (of several, the one the launcher means), otherwise the CPU.
@@ -140,8 +146,9 @@ def fit(
         if temperature is not None:
             model.temperature.requires_grad_(False).fill_(temperature)
         optimizer = adamw(model, weight_decay)
+        embed = _compiled(model.embed) if compile else model.embed
         batches = ShuffledBatches(len(train), batch_size * scheme.rows_per_pair, generator)
-        take_x, take_y = into_kept_memory(x), into_kept_memory(y)
+        take_x, take_y = taking(x), taking(y)
         run = Run(model, optimizer, batches, steps, started)
         share, identity = processes.share, {}
         if checkpoints.folder or share.world > 1:
@@ -157,12 +164,17 @@ def fit(
                 rows, augmented = rows[:batch_size], no_mixing
             items = owner.index_select(0, rows)
             zx, zy = augmented(take_x(items), take_y(rows), alpha, generator, per)
+            upcoming = batches.upcoming if step < steps else None
+            if upcoming is not None:
+                take_x.ahead(owner.index_select(0, upcoming))
+                take_y.ahead(upcoming)
             # (1, pairs) items, or (2, pairs) where rows are mixed two by two: labels, so that no matrix is needed for it
             same = items.view(-1, len(zx)) if mask_negatives else None
             processes.seed_dropout(seed, step)
             own, pairs = share.rows(len(zx)), len(zx)
-            u, v = (processes.gather(model.embed(name, z[own]), pairs) for name, z in ((a, zx), (b, zy)))
-            loss = symmetric_infonce(u, v, model.temperature, same)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                u, v = (processes.gather(embed(name, z[own]), pairs) for name, z in ((a, zx), (b, zy)))
+                loss = symmetric_infonce(u, v, model.temperature, same)
             entry = {"step": step, "loss": loss.item(), "temperature": model.temperature.item(), "lr": group["lr"]}
             if not math.isfinite(entry["loss"]):
                 raise _breakdown(entry, model, train, rows, checkpoints)
@@ -215,6 +227,11 @@ class ShuffledBatches(Iterator[Tensor]):
         self.taken += 1
         return self._batches[self.taken - 1]
 
+    @property
+    def upcoming(self) -> Tensor | None:
+        """The next batch; None where that is of another epoch, whose order is not drawn before its time."""
+        return self._batches[self.taken] if self.taken < len(self._batches) else None
+
     def go_to(self, epoch: Tensor, taken: int) -> None:
         """Stand where `taken` batches of the epoch have been taken; the generator stands behind the order of the epoch."""
         self.generator.set_state(epoch.clone())
@@ -227,29 +244,27 @@ class ShuffledBatches(Iterator[Tensor]):
         self._batches = order[: self.pairs - self.pairs % self.rows].split(self.rows)
 
 
-def into_kept_memory(z: Tensor | StoredRows) -> Callable[[Tensor], Tensor]:
-    """A call that takes rows (B,) of z (N, d): (B, d), which the next call overwrites.
-
-    On a CPU a large batch in fresh memory costs more than copying its rows does. A GPU's allocator keeps memory by itself.
-    """
-    if not isinstance(z, Tensor) or z.device.type != "cpu":
-        return lambda rows: z.index_select(0, rows)
-    kept = z.new_empty(0, z.shape[1])
-
-    def take(rows: Tensor) -> Tensor:
-        nonlocal kept
-        if len(kept) < len(rows):
-            kept = z.new_empty(len(rows), z.shape[1])
-        return torch.index_select(z, 0, rows, out=kept[: len(rows)])
-
-    return take
-
-
 def adamw(model: FusionModel, weight_decay: float) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]  # biases, LayerNorm, temperature
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
+
+
+def _compiled(embed: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """`embed` by torch.compile. Raises FuseMixLiteError where that cannot be done, at the first call."""
+    compiled = torch.compile(embed)
+
+    def call(modality: str, z: Tensor) -> Tensor:
+        try:
+            return compiled(modality, z)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            why = " ".join(str(error).split())[:200]
+            raise FuseMixLiteError(f"torch.compile failed ({why}): install a C++ compiler, or leave compile out") from error
+
+    return call
 
 
 @contextmanager
@@ -340,8 +355,11 @@ def _check(train, val, options: dict) -> None:
         value = options[name]
         if (name, value) != ("temperature", None) and not (_is(Real, value) and fine(value)):
             raise FuseMixLiteError(f"fit: {name} = {value!r} is out of range: give {remedy}")
-    if options["mask_negatives"] not in (True, False):  # NumPy's, too
-        raise FuseMixLiteError(f"fit: mask_negatives = {options['mask_negatives']!r}: give True or False")
+    if options["precision"] not in ("fp32", "bf16"):
+        raise FuseMixLiteError(f"fit: precision = {options['precision']!r}: give fp32 or bf16")
+    for name in ("mask_negatives", "compile"):
+        if options[name] not in (True, False):  # NumPy's, too
+            raise FuseMixLiteError(f"fit: {name} = {options[name]!r}: give True or False")
     if val is not None and val.dims != train.dims:
         raise FuseMixLiteError(f"val has latents {val.dims}, train {train.dims}: use the same encoders")
 

@@ -108,7 +108,7 @@ def test_masked_negatives_are_those_of_the_same_item(monkeypatch, pairs, augment
         return loss(u, v, t, same)
 
     monkeypatch.setattr(training, "symmetric_infonce", spy)
-    monkeypatch.setattr(training, "ShuffledBatches", lambda *_: iter([torch.arange(8)]))
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))
     by_item = LatentPairs(pairs.x, pairs.y[:8], torch.tensor([0, 1, 0, 2, 5, 5, 6, 7]))
     fit(by_item, augment=augment, mask_negatives=True, **QUICK | {"steps": 1, "batch_size": len(mask)})
     assert [same.shape for same in seen] == [(8 // len(mask), len(mask))]  # labels, not a matrix
@@ -121,15 +121,41 @@ def test_without_masking_every_other_pair_is_a_negative(monkeypatch, pairs):
     assert seen == [None] * 12
 
 
-def test_rows_are_taken_into_memory_that_is_kept():
-    z = torch.randn(30, 4)
-    take = training.into_kept_memory(z)
-    rows = torch.tensor([3, 29, 3, 0])
-    first = take(rows)
-    assert first.equal(z[rows])
-    second = take(rows[:2] + 0)
-    assert second.equal(z[rows[:2]]) and second.data_ptr() == first.data_ptr()  # fewer rows fit as well
-    assert take(torch.arange(20)).equal(z[:20])  # more rows find room
+def test_half_precision_is_of_products_only(monkeypatch, pairs):
+    seen, loss = [], training.symmetric_infonce
+    monkeypatch.setattr(
+        training, "symmetric_infonce", lambda u, *rest: (seen.append(torch.is_autocast_enabled("cpu")), loss(u, *rest))[1]
+    )
+    half, full = (fit(pairs, toy_pairs(10, seed=1), precision=precision, **QUICK) for precision in ("bf16", "fp32"))
+    assert seen == [True] * 12 + [False] * 12
+    assert {tensor.dtype for tensor in half.model.state_dict().values()} == {torch.float32}
+    losses = [torch.tensor([entry["loss"] for entry in result.history]) for result in (half, full)]
+    assert not torch.equal(*losses) and torch.allclose(*losses, rtol=0.02)
+    again = fit(pairs, precision="bf16", **QUICK)
+    assert [entry["loss"] for entry in again.history] == losses[0].tolist()
+
+
+def test_a_compiled_run_learns_the_same(monkeypatch, pairs):
+    """With a backend that captures the graph and compiles nothing, so that no C++ compiler is needed."""
+    options = QUICK | {"dropout": 0.0, "standardize": True}
+    plain = fit(pairs, **options)
+    called = []
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call: (called.append(call), compile_(call, backend="aot_eager"))[1])
+    compiled = fit(pairs, compile=True, **options)
+    assert len(called) == 1
+    for name, tensor in compiled.model.state_dict().items():
+        torch.testing.assert_close(tensor, plain.model.state_dict()[name], rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_is_an_error_in_a_line(monkeypatch, pairs):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler\nhere")
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call: compile_(call, backend=broken))
+    with pytest.raises(FuseMixLiteError, match=r"torch.compile failed \(.*no compiler here.*leave compile out"):
+        fit(pairs, compile=True, **QUICK)
 
 
 def test_a_fixed_temperature_is_kept(pairs):
