@@ -165,6 +165,12 @@ def arms_scratch(p: Profile) -> list[dict]:
     return [*scratch, *plain, *fusion, {"scheme": "none", "items": p.scarce, "null": "again"}]
 
 
+def arms_precision(p: Profile) -> list[dict]:
+    """The same chapter: matrix products of training in half precision, with few scenes and with all."""
+    halved = ({}, {"precision": "bf16"})
+    return [{"scheme": "fusemix", "items": n, **how} for n, how in product((p.scarce, p.sizes[-1]), halved)]
+
+
 def arms_plug(p: Profile) -> list[dict]:
     """Chapter "Plug and play": every image encoder, two layers of one and two together, with every text encoder; the same for
     sounds; what in a concatenation counts; the nulls. Latents are standardised, since `lite-audio-b`'s vary 30 times less
@@ -316,6 +322,7 @@ EXPERIMENTS = {
     "diversity": Experiment(arms_diversity, in_scenes(shorter)),
     "diversity-flickr8k": Experiment(arms_diversity_flickr8k, lambda p: longer(photos(p))),
     "ablations": Experiment(arms_ablations, shorter),
+    "precision": Experiment(arms_precision),
     "plug": Experiment(arms_plug, longer),
     "swap": Experiment(arms_swap, longer, "swapping"),
     # Its runs are short, and arms share adapters: all the seeds.

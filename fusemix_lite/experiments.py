@@ -45,7 +45,7 @@ from .records import RESULTS, Record, data_of, digest, encoders_of, fingerprint,
 #: What of an arm `fit` is told, instead of the profile's values or its own.
 FIT_OPTIONS = (
     "batch_size", "shared_dim", "depth", "expansion", "standardize", "alpha", "per", "mix_probability", "mask_negatives",
-    "temperature",
+    "temperature", "precision",
 )  # fmt: skip
 TUNING = 1_000  # the first seed of the grid: far from those of the records
 KNOBS = ("noise", "clean", "skew", "wording")  # of Sounding Scenes alone
