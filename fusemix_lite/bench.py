@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import platform
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -312,6 +313,36 @@ def epoch_lite(seed: int, smoke: bool) -> Case:
 
 
 @row(
+    "epoch-disk",
+    "the same from stores on disk, the next batch read while one is worked on",
+    "latents in memory: ours cannot be below 1",
+    "the operations that fl.costs counts",
+    goal=None,
+    unit="wall",
+)
+def epoch_disk(seed: int, smoke: bool) -> Case:
+    items, B = (20, 8) if smoke else (8000, 256)
+    pairs, folder = _lite_pairs(items, seed), tempfile.TemporaryDirectory()
+    stored = []
+    for z, name in ((pairs.x, "x"), (pairs.y, "y")):
+        path = Path(folder.name) / name
+        z.numpy().tofile(path)
+        stored.append(StoredRows([np.memmap(path, np.float32, "r", shape=tuple(z.shape))]))
+    options = {"steps": len(pairs) // (2 * B), "batch_size": B, "shared_dim": 128, "seed": seed}
+    ways = {"ours": LatentPairs(*stored, pairs.owner), "plain": pairs}
+
+    def epoch(way: str, folder=folder) -> Tensor:  # which is there as long as somebody can call this
+        return _losses(fit(ways[way], **options, device="cpu", progress=False))
+
+    return Case(
+        ours=lambda: epoch("ours"),
+        plain=lambda: epoch("plain"),
+        limit=lambda: _operations(len(pairs), LITE, shared_dim=128, depth=1, batch_size=B, steps=options["steps"]) / rate(),
+        agree=lambda ours, plain: _within(float((ours - plain).abs().max()), 0, "", "losses identical"),
+    )
+
+
+@row(
     "step-paper",
     "a step at the paper's dimensions: 2,048 pairs in the loss, 1,536 + 1,024 d, depth 1, fp32",
     "two products, and AdamW weight by weight",
@@ -320,6 +351,30 @@ def epoch_lite(seed: int, smoke: bool) -> Case:
     unit="share",
 )
 def step_paper(seed: int, smoke: bool) -> Case:
+    def agree(ours: list[Tensor], plain: list[Tensor]) -> str:
+        return _close(ours, plain, 1e-3)
+
+    return _paper_step(seed, smoke, torch.float32)._replace(agree=agree)
+
+
+@row(
+    "step-bf16",
+    "the same with products in bf16",
+    "two products, and AdamW weight by weight, in fp32",
+    "the operations that fl.costs counts, at the rate of products in bf16",
+    goal=1 / 1.8,
+)
+def step_bf16(seed: int, smoke: bool) -> Case:
+    def agree(ours: list[Tensor], plain: list[Tensor]) -> str:
+        half = rate(torch.bfloat16) / rate()
+        same = _within(float((ours[0] - plain[0]).abs() / plain[0]), 0.02, "loss within a share of", "loss identical")
+        return f"{same}; products in bf16 run at {half:.2g} times the rate of fp32 on this CPU"
+
+    return _paper_step(seed, smoke, torch.bfloat16)._replace(agree=agree)
+
+
+def _paper_step(seed: int, smoke: bool, dtype: torch.dtype) -> Case:
+    """A step of ours with products in a type of number, and one of the official structure in fp32: losses and gradients."""
     B, D, dims = (32, 8, {"image": 12, "text": 8}) if smoke else (2048, 512, PAPER)
     z = {name: latents(B, d, seed) for name, d in dims.items()}
     with seeded(seed, torch.device("cpu")):
@@ -330,7 +385,8 @@ def step_paper(seed: int, smoke: bool) -> Case:
 
     def step(way: str) -> list[Tensor]:
         model = models[way]
-        with seeded(seed, torch.device("cpu")):
+        half = way == "ours" and dtype == torch.bfloat16
+        with seeded(seed, torch.device("cpu")), torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = losses[way](*(model.embed(name, z[name]) for name in dims), model.temperature)
         optimizers[way].zero_grad()
         loss.backward()
@@ -338,15 +394,66 @@ def step_paper(seed: int, smoke: bool) -> Case:
         model.clamp_temperature()
         return [loss.detach(), *(p.grad for p in model.parameters())]
 
-    def agree(ours: list[Tensor], plain: list[Tensor]) -> str:
-        half = rate(torch.bfloat16) / rate()
-        return f"{_close(ours, plain, 1e-3)}; products in bf16 run at {half:.2g} times the rate of fp32 on this CPU"
-
     return Case(
         ours=lambda: step("ours"),
         plain=lambda: step("plain"),
-        limit=lambda: _operations(B, dims, shared_dim=D, depth=1, batch_size=B, steps=1) / rate(),
-        agree=agree,
+        limit=lambda: _operations(B, dims, shared_dim=D, depth=1, batch_size=B, steps=1) / rate(dtype),
+    )
+
+
+@row(
+    "compile",
+    "an epoch of fit at lite dimensions with torch.compile, compiled before",
+    "without it",
+    "the operations that fl.costs counts",
+    goal=None,
+)
+def compile_(seed: int, smoke: bool) -> Case:
+    pairs, B = _lite_pairs(20 if smoke else 2000, seed), 8 if smoke else 256
+    steps = len(pairs) // (2 * B)
+    z = [z[rows] for z, rows in ((pairs.x, pairs.owner[:B]), (pairs.y, slice(B)))]
+    with seeded(seed, torch.device("cpu")):
+        models = {"plain": FusionModel(pairs.dims, 128, 1, dropout=0.0)}
+    models["ours"] = copy.deepcopy(models["plain"])
+    optimizers = {way: adamw(model, 0.1) for way, model in models.items()}
+    embeds = {way: model.embed for way, model in models.items()}
+    embeds["ours"] = torch.compile(embeds["ours"], backend="eager" if smoke else "inductor")
+
+    def epoch(way: str) -> list[Tensor]:
+        for _ in range(steps):
+            u, v = (embeds[way](name, rows) for name, rows in zip(pairs.names, z, strict=True))
+            loss = symmetric_infonce(u, v, models[way].temperature)
+            optimizers[way].zero_grad()
+            loss.backward()
+            optimizers[way].step()
+        return [loss.detach(), *(p.grad.clone() for p in models[way].parameters())]
+
+    for way in models:
+        epoch(way)
+    return Case(
+        ours=lambda: epoch("ours"),
+        plain=lambda: epoch("plain"),
+        limit=lambda: _operations(len(pairs), LITE, shared_dim=128, depth=1, batch_size=B, steps=steps) / rate(),
+        agree=lambda ours, plain: _close(ours, plain, 0.05),
+    )
+
+
+@row(
+    "processes",
+    "20 steps at the paper's dimensions, 512 pairs in the loss: two processes of one thread, started for it, share each batch",
+    "one process with two threads, started for it",
+    "the operations that fl.costs counts, on two cores",
+    goal=None,
+    unit="wall",
+)
+def processes(seed: int, smoke: bool) -> Case:
+    B, steps, dims = (8, 2, {"image": 12, "text": 8}) if smoke else (512, 20, PAPER)
+    job = (B, steps, dims, seed)
+    return Case(
+        ours=lambda: _fitted_together(2, 1, job),
+        plain=lambda: _fitted_together(1, 2, job),
+        limit=lambda: _operations(2 * B, dims, shared_dim=512, depth=1, batch_size=B, steps=steps) / (2 * rate()),
+        agree=lambda ours, plain: _within(float((ours - plain).abs().max()), 1e-3, "losses of all steps within"),
     )
 
 
@@ -378,7 +485,7 @@ def sweep(seed: int, smoke: bool) -> Case:
 
 @row(
     "growth",
-    "a step of fit at nine sizes: time and memory as batch, dimensions and depth grow, beside what fl.costs predicts",
+    "nine steps and three epochs of fit: time and memory as batch, dimensions, depth and pairs grow, and their prediction",
     "not run",
     "the operations that fl.costs counts, of all sizes",
     goal=None,
@@ -388,15 +495,16 @@ def growth(seed: int, smoke: bool) -> Case:
     base = {"batch": 64, "dims": 6, "depth": 1} if smoke else {"batch": 1024, "dims": 384, "depth": 1}
     sizes = [(what, base | {what: base[what] * factor}) for what in base for factor in (1, 2, 4)]
 
+    many = [base["batch"] * factor for factor in (8, 16, 32)]
+
     def ours() -> list[dict]:
         _grown(64, 6, 1, seed)  # what is loaded once, at the first step of all, is no step's
-        return [{"what": what, "size": at[what], **_grown(**at, seed=seed)} for what, at in sizes]
+        steps = [{"what": what, "size": at[what], **_grown(**at, seed=seed)} for what, at in sizes]
+        _epoch_grown(many[0], **base, seed=seed)
+        return [*steps, *({"what": "pairs", "size": n, **_epoch_grown(n, **base, seed=seed)} for n in many)]
 
-    return Case(
-        ours=ours,
-        plain=None,
-        limit=lambda: sum(_predicted(**at).total_flops for _, at in sizes) / rate(),
-    )
+    costs = [*(_predicted(**at) for _, at in sizes), *(_predicted(**base, pairs=n) for n in many)]
+    return Case(ours=ours, plain=None, limit=lambda: sum(cost.total_flops for cost in costs) / rate())
 
 
 # --- their input ----------------------------------------------------------------------------------------------------------
@@ -633,14 +741,15 @@ def _sizes(dims: int) -> dict[str, int]:
     return {"image": dims, "text": 2 * dims // 3}  # as 192 + 128 and 1,536 + 1,024 are
 
 
-def _predicted(batch: int, dims: int, depth: int) -> Cost:
-    """What `fl.costs` says of one step."""
+def _predicted(batch: int, dims: int, depth: int, pairs: int = 0) -> Cost:
+    """What `fl.costs` says of one step, or of an epoch of so many pairs."""
     tile = TILE["cpu"] if 4 * batch**2 > DENSE_BYTES["cpu"] else None  # as the loss takes it
-    return fusion_cost(2 * batch, _sizes(dims), shared_dim=128, depth=depth, batch_size=batch, steps=1, tile=tile)
+    shape = {"shared_dim": 128, "depth": depth, "batch_size": batch, "tile": tile}
+    return fusion_cost(pairs or 2 * batch, _sizes(dims), **shape, epochs=1)
 
 
 def _grown(batch: int, dims: int, depth: int, seed: int) -> dict:
-    """Time of a step, the median of three, and the peak of memory from an empty beginning, beside what is predicted of them."""
+    """Time of a step, the median of three, and the peak of memory from an empty beginning, beside what is predicted."""
     cost = _predicted(batch, dims, depth)
     z = {name: latents(batch, d, seed) for name, d in _sizes(dims).items()}
     gc.collect()
@@ -665,6 +774,21 @@ def _grown(batch: int, dims: int, depth: int, seed: int) -> dict:
     }
 
 
+def _epoch_grown(pairs: int, batch: int, dims: int, depth: int, seed: int) -> dict:
+    """The same of an epoch of `fit` over so many pairs; here memory is that of the latents too."""
+    gc.collect()
+    _give_back()
+    held, cost = _reset_peak(), _predicted(batch, dims, depth, pairs)
+    x, y = (latents(pairs, d, seed) for d in _sizes(dims).values())
+    train = LatentPairs(x, y, torch.arange(pairs))
+    _give_back()
+    _reset_peak()  # what it took to make them up is not the run's
+    options = {"steps": pairs // (2 * batch), "batch_size": batch, "shared_dim": 128, "depth": depth, "seed": seed}
+    seconds, _ = _seconds(lambda: fit(train, **options, device="cpu", progress=False))
+    found = {"seconds": seconds, "bytes": _memory("VmHWM") - held}
+    return {**found, "predicted_seconds": cost.total_flops / 1e11, "predicted_bytes": cost.total_bytes}
+
+
 def _give_back() -> None:
     """Ask the C library for the memory that it keeps for later, so that it is not taken for free."""
     if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
@@ -676,6 +800,23 @@ def _in_processes(jobs: Sequence[tuple], workers: int, threads: int) -> Tensor:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
         return torch.tensor([future.result() for future in [pool.submit(_short_run, *job) for job in jobs]])
+
+
+def _fitted_together(world: int, threads: int, job: tuple) -> Tensor:
+    """Losses of a run that some processes share, as a launcher would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(world, context, torch.set_num_threads, (threads,)) as pool:
+        return [pool.submit(_one_of_them, place | {"RANK": str(rank)}, *job) for rank in range(world)][0].result()
+
+
+def _one_of_them(place: dict[str, str], batch_size: int, steps: int, dims: dict[str, int], seed: int) -> Tensor:
+    os.environ.update(place)
+    x, y = (latents(4 * batch_size, d, seed) for d in dims.values())
+    options = {"steps": steps, "batch_size": batch_size, "shared_dim": 512, "dropout": 0.0, "seed": seed}
+    return _losses(fit(LatentPairs(x, y, torch.arange(len(x))), **options, device="cpu", progress=False))
 
 
 def _short_run(items: int, batch_size: int, steps: int, seed: int) -> float:

@@ -34,6 +34,7 @@ def here(monkeypatch):
         return torch.tensor([bench._short_run(*job) for job in jobs])
 
     monkeypatch.setattr(bench, "_in_processes", in_processes)
+    monkeypatch.setattr(bench, "_fitted_together", lambda world, threads, job: bench._one_of_them({}, *job))
     monkeypatch.setattr(bench, "rate", lambda dtype=None: 1e9)
     monkeypatch.setattr(bench, "_own_process", lambda *which: json.loads(json.dumps(bench._child(*which))))
 
@@ -121,6 +122,12 @@ def test_runs_in_processes_are_those_in_this_one():
     jobs = [(20, 8, 2, seed) for seed in range(2)]
     told = bench._in_processes(jobs, workers=1, threads=2)
     assert told.tolist() == pytest.approx([bench._short_run(*job) for job in jobs], rel=1e-4) and told[0] != told[1]
+
+
+def test_a_run_that_processes_share_is_that_of_one():
+    job = (8, 3, {"image": 6, "text": 4}, 0)
+    alone = bench._one_of_them({}, *job)
+    assert bench._fitted_together(2, 1, job).tolist() == pytest.approx(alone.tolist(), abs=1e-5)
 
 
 def test_growth_is_told_as_multiples_of_the_first_size(monkeypatch):
