@@ -48,7 +48,7 @@ test: setup lint  ## everything that CI checks; pytest comes last
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600 \
 	  -n $(WORKERS) --dist loadfile --durations 12 book tests
 
-torture: setup  ## the heavy proofs: kills, broken files, hostile input, counted (an hour or so)
+torture: setup  ## the heavy proofs: kills, broken files, hostile input, counted (half an hour)
 	$(BIN)/python -m tools.torture --workers $(WORKERS) $(TESTS)
 
 lint: setup

@@ -1,4 +1,4 @@
-"""The heavy proofs: `make torture` (an hour or so on two cores). Kills, broken files and hostile input, many times over.
+"""The heavy proofs: `make torture` (half an hour on two cores). Kills, broken files and hostile input, many times over.
 
 Runs the tests marked `torture` with all their tries, and keeps in book/results/torture.json what each has tried and whether it
 passed; the page *What can go wrong* is made from that. `make test` runs the same tests with a few tries each.
