@@ -163,7 +163,8 @@ class FusionModel(
             raise FuseMixLiteError(f"{modality} latents of shape {tuple(z.shape)}: this model takes {expected}")
         if modality in self.standardizers:
             z = self.standardizers[modality](z)
-        return F.normalize(self.towers[modality](z), dim=1)
+        z = self.towers[modality](z)
+        return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)  # under autocast too
 
     def fit_standardizers(self, latents: dict[str, Tensor]) -> None:
         """Take the standardisation statistics from training latents by modality, each (N, d); nothing if it is off."""

@@ -58,6 +58,13 @@ class Checkpoints:
         self.folder, self.every, self.replace = None if folder is None else Path(folder), every, replace
         self.last: Path | None = None
         self._due, self._run, self._lock, self._handlers, self._signal, self._warned = 0.0, {}, None, {}, None, False
+        self._elsewhere = False
+
+    def of_another(self) -> "Checkpoints":
+        """The same for a process that shares a run with the one that has the files: it hears signals, and writes nothing."""
+        other = Checkpoints(None)
+        other._elsewhere = self.folder is not None
+        return other
 
     @classmethod
     def of(cls, checkpoint: "str | Path | Checkpoints | None") -> "Checkpoints":
@@ -68,8 +75,15 @@ class Checkpoints:
         return checkpoint if isinstance(checkpoint, Checkpoints) else cls(checkpoint)
 
     def __enter__(self) -> "Checkpoints":
-        if self.folder is None:
-            return self
+        if self.folder is not None:
+            self._take()
+        if (self.folder is not None or self._elsewhere) and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # in other threads Python lets nobody handle signals
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._handlers[number] = signal.signal(number, self._asked_to_stop)
+        return self
+
+    def _take(self) -> None:
         lock = self.folder / "lock"
         if lock.is_symlink():  # older versions of filelock empty what it leads to
             raise FuseMixLiteError(f"{lock} is a link: delete it")
@@ -84,11 +98,6 @@ class Checkpoints:
         except OSError as error:
             why = f"{self.folder} cannot hold checkpoints ({error.strerror})"
             raise FuseMixLiteError(f"{why}: choose another folder") from error
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody handle signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._handlers[number] = signal.signal(number, self._asked_to_stop)
-        return self
 
     def __exit__(self, *error) -> None:
         self._give_signals_back()
@@ -134,24 +143,33 @@ class Checkpoints:
             raise FuseMixLiteError(f"no checkpoint can be used: {'; '.join(refused[:2])}: {anew}")
         return 0
 
-    def keep(self, step: int, state: Callable[[], State], last: bool = False) -> None:
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal has asked to stop after this step."""
+        return self._signal is not None
+
+    def keep(self, step: int, state: Callable[[], State], last: bool = False, stop: bool | None = None) -> None:
         """Write a checkpoint after a step, if it is time for one, if it is the last step, or if a signal asks to stop.
+
+        `stop`: whether to, where processes share a run and stop together; one that was not asked does what SIGTERM does.
 
         A disk without room costs checkpoints and not the run: there is a warning, and the older ones stay.
 
         Raises:
             FuseMixLiteError: the state holds numbers that are not finite; no checkpoint ever does.
         """
-        if self.folder is None:
-            return
-        started = time.monotonic()
-        if last or self._signal is not None or started >= self._due:
-            self._write(step, *state())
-            ended = time.monotonic()
-            self._due = ended + max(self.every, (ended - started) * (1 / SHARE - 1))
-        if self._signal is not None:
-            then = ", and the same call goes on from there" if self.last else ""
-            warnings.warn(f"stopped after step {step:,}; {self.told}{then}", stacklevel=3)
+        stop = self.stopping if stop is None else stop
+        if self.folder is not None:
+            started = time.monotonic()
+            if last or stop or started >= self._due:
+                self._write(step, *state())
+                ended = time.monotonic()
+                self._due = ended + max(self.every, (ended - started) * (1 / SHARE - 1))
+            if stop:
+                then = ", and the same call goes on from there" if self.last else ""
+                warnings.warn(f"stopped after step {step:,}; {self.told}{then}", stacklevel=3)
+        if stop:
+            self._signal = self._signal or signal.SIGTERM
             self._raise_signal()
 
     def fail(self, facts: dict) -> str:
@@ -174,6 +192,8 @@ class Checkpoints:
     @property
     def told(self) -> str:
         """Which checkpoint is the last good one, in words."""
+        if self._elsewhere:
+            return "the first process says which checkpoint is the last good one"
         return f"the last good checkpoint is {self.last} (step {_step(self.last):,})" if self.last else "there is no checkpoint"
 
     def _write(self, step: int, tensors: dict[str, Tensor], facts: dict) -> None:

@@ -75,8 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.run is None:
         parser.print_help()
         return 0
-    one_of_many = os.environ.get("RANK", "0") != "0"  # of processes that a launcher started together, the first one speaks
-    say = Speaker(args.json, args.quiet or one_of_many)
+    say = Speaker(args.json, args.quiet)
     heard = _terminated_as_interrupted()
     try:
         with warnings.catch_warnings():
@@ -86,6 +85,10 @@ def main(argv: list[str] | None = None) -> int:
                 say.note(str(message)) if category is UserWarning else plain(message, category, *where)
             )
             warn_once()
+            if args.run in (extract, fit):
+                from .launched import Share
+
+                say.quiet |= Share.of_this_process().rank > 0  # of processes that a launcher started, the first one speaks
             if getattr(args, "device", "auto") != "auto":
                 from .device import pick_device
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from torch import distributed as dist
 
 from .errors import FuseMixLiteError
 
@@ -17,7 +18,10 @@ class Share:
 
     @classmethod
     def of_this_process(cls) -> "Share":
-        """What a launcher (torchrun, accelerate) has set; everything where there is none."""
+        """That of torch.distributed, where the caller has set it up; else what a launcher (torchrun, accelerate) has set;
+        everything where there is none."""
+        if in_a_group():
+            return cls(dist.get_rank(), dist.get_world_size())
         rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
         if rank is None or world is None:
             return cls()
@@ -35,15 +39,24 @@ class Share:
         return slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)
 
 
+def in_a_group() -> bool:
+    """Whether the caller has set up torch.distributed."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def own_device(device: str | torch.device) -> str | torch.device:
-    """What "auto" is for this process: a launcher starts one a GPU and says which; `accelerate launch --cpu` wants none."""
-    if device != "auto":
+    """What "auto", or "cuda", is for this process: a launcher starts one a GPU and says which; `accelerate launch --cpu` wants
+    none.
+
+    Raises FuseMixLiteError for a LOCAL_RANK that is no number.
+    """
+    if str(device) not in ("auto", "cuda"):
         return device
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+    if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return "cpu"
     local = os.environ.get("LOCAL_RANK")
     if local is not None and torch.cuda.is_available():
         if not local.isdecimal():
             raise FuseMixLiteError(f"LOCAL_RANK={local} names no GPU: unset it, or give a whole number")
         return f"cuda:{int(local) % torch.cuda.device_count()}"
-    return "auto"
+    return device

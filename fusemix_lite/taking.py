@@ -5,6 +5,7 @@ matters where something has to be read.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -50,7 +51,14 @@ class ReadAhead:
 
     def ahead(self, rows: Tensor) -> None:
         """Begin to read rows."""
-        self._coming = rows, self._reader.submit(self._z.index_select, 0, rows)
+        on_gpu = self._z.device.type == "cuda"
+        # A thread has a stream of its own: what it copies must come after these row numbers, and before it is computed with.
+        order = torch.cuda.stream(torch.cuda.current_stream(self._z.device)) if on_gpu else nullcontext()
+        self._coming = rows, self._reader.submit(self._read, rows, order)
+
+    def _read(self, rows: Tensor, order: AbstractContextManager) -> Tensor:
+        with order:
+            return self._z.index_select(0, rows)
 
 
 def taking(z: Tensor | StoredRows) -> KeptMemory | ReadAhead:

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from . import __version__
 from .adapters import TEMPERATURE_RANGE, FusionModel
 from .checkpoints import Checkpoints
-from .device import pick_device
+from .device import index_of, pick_device, seed_generators
 from .distributed import joined
 from .errors import FuseMixLiteError
 from .launched import own_device
@@ -129,7 +129,7 @@ def fit(
     options = {key: value for key, value in locals().items() if key not in ("train", "val", "device", "progress", "checkpoint")}
     started = time.perf_counter()
     _check(train, val, options)
-    scheme = SCHEMES[augment]
+    scheme, checkpoints = SCHEMES[augment], Checkpoints.of(checkpoint)
     batch_size = _fitting_batch(batch_size, scheme.rows_per_pair, len(train))
     device = pick_device(own_device(device))
     (a, b), x, y, owner = train.names, train.x.to(device), train.y.to(device), train.owner.to(device)
@@ -139,7 +139,7 @@ def fit(
     with (
         joined(device) as processes,
         seeded(seed, device),  # initialisation and dropout, which take no generator
-        Checkpoints.of(checkpoint if processes.first else None) as checkpoints,
+        ExitStack() as stack,
     ):
         model = FusionModel(train.dims, shared_dim, depth, expansion, dropout, standardize).to(device)
         model.fit_standardizers({a: x, b: y})
@@ -154,7 +154,13 @@ def fit(
         if checkpoints.folder or share.world > 1:
             identity = _identity(options, share.world, device, train, val)
             processes.check_alike(identity)
-        done = processes.start_alike(run, checkpoints.resume(identity, run.restore))
+        checkpoints = checkpoints if processes.first else checkpoints.of_another()
+
+        def begin() -> int:
+            stack.enter_context(checkpoints)
+            return checkpoints.resume(identity, run.restore)
+
+        done = processes.start_alike(run, begin)
         bar = {"desc": f"fit ({augment})", "initial": done, "total": steps, "disable": not (progress and processes.first)}
         for step in tqdm(range(done + 1, steps + 1), **bar):
             for group in optimizer.param_groups:
@@ -180,7 +186,7 @@ def fit(
                 raise _breakdown(entry, model, train, rows, checkpoints)
             optimizer.zero_grad()
             loss.backward()
-            processes.add_gradients(model)
+            stop = processes.add_gradients(model, checkpoints.stopping)
             optimizer.step()
             model.clamp_temperature()
             if step in look_at or step == steps:
@@ -189,7 +195,7 @@ def fit(
                 entry["val"] = retrieval(model, val)
                 entry["val_mean"] = mean_recall(entry["val"])
             run.add(entry)
-            checkpoints.keep(step, run.state, last=step == steps)
+            checkpoints.keep(step, run.state, last=step == steps, stop=stop)
     return FitResult(*run.finished(), run.seconds)
 
 
@@ -253,6 +259,7 @@ def adamw(model: FusionModel, weight_decay: float) -> torch.optim.AdamW:
 
 def _compiled(embed: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
     """`embed` by torch.compile. Raises FuseMixLiteError where that cannot be done, at the first call."""
+    torch.compiler.reset()  # a few programs of one function are kept: from some fit on there would be no new ones, silently
     compiled = torch.compile(embed)
 
     def call(modality: str, z: Tensor) -> Tensor:
@@ -270,10 +277,8 @@ def _compiled(embed: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor],
 @contextmanager
 def seeded(seed: int, device: torch.device):
     """Seed torch's global state inside, give it back as it was after."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+    with torch.random.fork_rng([index_of(device)] if device.type == "cuda" else []):
+        seed_generators(seed, device)
         yield
 
 

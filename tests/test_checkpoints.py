@@ -637,10 +637,18 @@ def test_so_does_a_limit_on_the_size_of_files(data, uninterrupted, stopped):
 
 
 @contextmanager
-def slow_steps(seconds=0.02):
+def slow_steps(seconds=0.02, begun=None):
+    """Steps that take some time; the file `begun` is there once the first one is under way."""
     loss = training.symmetric_infonce
+
+    def slow(*given):
+        if begun is not None:
+            begun.touch()
+        time.sleep(seconds)
+        return loss(*given)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "symmetric_infonce", lambda *a: (time.sleep(seconds), loss(*a))[1])
+        patch.setattr(training, "symmetric_infonce", slow)
         yield
 
 
@@ -668,12 +676,12 @@ def test_a_signal_waits_for_a_checkpoint_and_then_does_what_it_does(data, uninte
 
 @needs_fork
 def test_a_second_signal_does_not_wait(data, tmp_path):
-    with slow_steps(600):
+    begun = tmp_path / "begun"
+    with slow_steps(600, begun):
         child = fork(lambda: run(data, "fusemix", tmp_path))
-        wait_for((tmp_path / "lock").exists, child)
-        time.sleep(0.2)
+        wait_for(begun.exists, child)  # two signals that come before anybody hears them would be one
         os.kill(child, signal.SIGINT)
-        time.sleep(0.2)
+        time.sleep(0.5)
         assert os.waitpid(child, os.WNOHANG)[0] == 0  # it waits for the end of the step
         os.kill(child, signal.SIGINT)
         assert ended(child) == 130

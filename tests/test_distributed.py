@@ -18,7 +18,8 @@ from test_checkpoints import ended, fork
 from test_pairs import toy_pairs
 from torch import distributed as dist
 
-from fusemix_lite import Checkpoints, FuseMixLiteError, FusionModel, LatentPairs, checkpoints, fit, training
+from fusemix_lite import Checkpoints, FuseMixLiteError, FusionModel, LatentPairs, checkpoints, fit, training, workflow
+from fusemix_lite.costs import fusion_cost
 from fusemix_lite.distributed import Processes, joined
 from fusemix_lite.launched import Share, own_device
 from fusemix_lite.losses import symmetric_infonce
@@ -63,6 +64,7 @@ def together(folder, call, world=2, expect=0):
     folder.mkdir(exist_ok=True)
 
     def one(rank):
+        signal.alarm(120)  # who waits for nobody would wait for half an hour
         os.environ.update(place, RANK=str(rank))
         try:
             found = call()
@@ -102,8 +104,9 @@ def gradients(B, tile=None):
         u, v = (processes.gather(model.embed(name, z[name][own]), B) for name in z)
         loss = symmetric_infonce(u, v, model.temperature, tile=tile)
         loss.backward()
-        processes.add_gradients(model)
-        return {"loss": loss.detach().clone(), **{name: p.grad for name, p in model.named_parameters()}}
+        processes.add_gradients(model, stop=False)
+        grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+        return {"loss": loss.detach().clone(), **grads}
 
 
 @pytest.mark.parametrize(("world", "B", "tile"), [(2, 8, None), (2, 7, None), (3, 8, 3), (3, 2, None)])
@@ -115,14 +118,20 @@ def test_loss_and_gradients_are_those_of_one_process(tmp_path, world, B, tile):
         close(found, expected, 1e-12)
 
 
+def counted_twice(self, model, stop, add=Processes.add_gradients):
+    model.temperature.grad.mul_(self.share.world)
+    return add(self, model, stop)
+
+
+def detached(self, own, total, whole=Processes.gather):
+    return whole(self, own, total).detach() + 0 * own.sum()
+
+
 BREAKS = {
     "negatives of its own share only": ("gather", lambda self, own, total: own),
-    "no gradient of its own": ("gather", lambda self, own, total, whole=Processes.gather: whole(self, own.detach(), total)),
-    "gradients not added up": ("add_gradients", lambda self, model: None),
-    "the temperature's added up as well": (
-        "add_gradients",
-        lambda self, model, add=Processes.add_gradients: (model.temperature.grad.mul_(self.share.world), add(self, model)),
-    ),
+    "no gradient of its own": ("gather", detached),
+    "gradients not added up": ("add_gradients", lambda self, model, stop: None),
+    "the temperature's added up as well": ("add_gradients", counted_twice),
 }
 
 
@@ -131,11 +140,7 @@ def test_what_is_left_out_shows(tmp_path, monkeypatch, name):
     """Deliberate breaks of what processes tell each other."""
     expected = gradients(8)
     monkeypatch.setattr(Processes, *BREAKS[name])
-    found = together(tmp_path / "out", lambda: gradients(8), expect=None)[0] if name != "no gradient of its own" else None
-    if found is None:  # nothing has a gradient then
-        with pytest.raises(FileNotFoundError):
-            together(tmp_path / "out", lambda: gradients(8), expect=None)
-        return
+    found = together(tmp_path / "out", lambda: gradients(8))[0]
     with pytest.raises(AssertionError):
         close(found, expected)
 
@@ -229,7 +234,7 @@ def test_killed_and_gone_on_with_it_is_the_same_run(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match=f"{victim}.safetensors"):  # who was killed has left nothing
             together(tmp_path / f"killed {victim}", dies, expect=None)
         told = (tmp_path / f"killed {victim}" / f"{1 - victim}.txt").read_text("utf-8")
-        assert f"process {2 - victim} of 2 cannot reach another one" in told and len(told.splitlines()) == 1
+        assert f"process {2 - victim} of 2 cannot reach the others" in told and len(told.splitlines()) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it goes on, and says so
         found = together(tmp_path / "on", lambda: run(dropout=0.3, checkpoint=own_checkpoints()))
@@ -246,7 +251,7 @@ def test_processes_of_different_runs_are_refused(tmp_path):
 def test_checkpoints_of_fewer_processes_are_refused(tmp_path):
     run(checkpoint=Checkpoints(tmp_path / "kept", every=0))
     found = together(tmp_path / "out", lambda: run(checkpoint=tmp_path / "kept"))
-    assert "processes 1, not 2" in found[0] and "cannot reach another one" in found[1]
+    assert "processes 1, not 2" in found[0] and found[1] == f"the first process stops: {found[0]}"
 
 
 def test_a_loss_that_is_not_finite_stops_all(tmp_path):
@@ -254,6 +259,40 @@ def test_a_loss_that_is_not_finite_stops_all(tmp_path):
     spoilt.x[3] = float("nan")
     found = together(tmp_path / "out", lambda: weights(fit(spoilt, **QUICK)))
     assert all("the loss is nan at step 1: image latents row 3 are not finite" in told for told in found)
+
+
+@pytest.mark.parametrize("heard_by", [(0, 1), (0,), (1,)])
+def test_a_signal_to_any_of_them_stops_all_after_the_same_step(tmp_path, monkeypatch, heard_by):
+    """As a launcher or a terminal sends it: the first process writes a checkpoint, and all of them go on from there."""
+    expected = together(tmp_path / "whole", lambda: run(dropout=0.3))[0]
+    loss, kept = training.symmetric_infonce, tmp_path / "kept"
+
+    def stopped():
+        calls = iter(range(1, 1000))
+
+        def heard(*given):
+            if next(calls) == 5 + int(os.environ["RANK"]) and int(os.environ["RANK"]) in heard_by:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss(*given)
+
+        training.symmetric_infonce = heard
+        return run(dropout=0.3, checkpoint=kept)
+
+    with pytest.raises(FileNotFoundError), warnings.catch_warnings():  # nobody comes to an end
+        warnings.simplefilter("ignore")
+        together(tmp_path / "stopped", stopped, expect=-signal.SIGTERM)
+    step = 6 if heard_by == (1,) else 5
+    assert [file.name[:19] for file in kept.glob("checkpoint-*")] == [f"checkpoint-{step:08d}"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = together(tmp_path / "on", lambda: run(dropout=0.3, checkpoint=kept))
+    assert same_bits(found[0], expected) and same_bits(found[1], expected)
+
+
+def test_what_stops_the_first_at_the_start_is_said_by_all(tmp_path):
+    (tmp_path / "file").write_text("")
+    first, other = together(tmp_path / "out", lambda: run(checkpoint=tmp_path / "file" / "kept"))
+    assert "cannot hold checkpoints" in first and other == f"the first process stops: {first}"
 
 
 def test_without_a_meeting_place(monkeypatch):
@@ -271,7 +310,7 @@ def test_a_meeting_place_that_makes_no_sense(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "here")
-    with pytest.raises(FuseMixLiteError, match="process 1 of 2 cannot reach another one"):
+    with pytest.raises(FuseMixLiteError, match="process 1 of 2 cannot reach the others"):
         run()
 
 
@@ -288,7 +327,33 @@ def test_a_gpu_by_number_only(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "abc")
     with pytest.raises(FuseMixLiteError, match="LOCAL_RANK=abc names no GPU"):
         own_device("auto")
-    assert own_device("cpu") == "cpu"
+    assert own_device("cpu") == "cpu" and own_device("cuda:1") == "cuda:1"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_device("auto") == own_device("cuda") == own_device(torch.device("cuda")) == "cuda:1"
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(FuseMixLiteError, match="4 processes for 2 GPUs: .* start 2"), joined(torch.device("cuda:0")):
+        pass
+
+
+def test_how_much_faster_many_can_be_is_what_is_counted():
+    """The docstring's numbers: all but the loss is divided."""
+    flops = fusion_cost(10**6, {"image": 1536, "text": 1024}, steps=1).flops
+    whole = flops["adapters"] + flops["similarity"]
+    assert flops["similarity"] / whole == pytest.approx(0.09, abs=0.015)
+    for world, factor in ((2, 1.8), (8, 5)):
+        assert whole / (flops["adapters"] / world + flops["similarity"]) == pytest.approx(factor, abs=0.1)
 
 
 # --- launchers ---------------------------------------------------------------------------------------------------------------
@@ -324,4 +389,4 @@ def test_the_command_under_a_launcher(tmp_path, launcher):
     assert two["val"] == one["val"] and two["best_step"] == one["best_step"]
     models = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together")]
     close(models[1], models[0])
-    assert not list((tmp_path / "together").glob("*.tmp")) and not (tmp_path / "together" / "checkpoints").exists()
+    assert not list((tmp_path / "together").glob("*.tmp")) and not (tmp_path / "together" / workflow.CHECKPOINT).exists()
