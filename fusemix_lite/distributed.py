@@ -28,7 +28,7 @@ from torch import distributed as dist
 
 from .adapters import FusionModel
 from .checkpoints import differences
-from .device import seed_generators
+from .device import index_of, seed_generators
 from .errors import FuseMixLiteError
 from .launched import Share, in_a_group
 from .resuming import Run
@@ -132,6 +132,10 @@ class Processes:
             run.restore(load(content), told)
         return told["step"]
 
+    def wait(self) -> None:
+        """Until all of them are here. Who leaves gloo while others are still busy may not get out (torch 2.6)."""
+        self._do(dist.barrier, None, False, [index_of(self.device)] if self.device.type == "cuda" else None)
+
     def _told(self, content: bytes) -> bytes:
         """What the first process has; the others' is forgotten."""
         size = torch.tensor([len(content)], device=self.device)
@@ -178,8 +182,10 @@ def joined(device: torch.device) -> Iterator[Processes]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         raise _gone(share, error) from error
+    processes = Processes(share, device)
     try:
-        yield Processes(share, device)
+        yield processes
+        processes.wait()
     finally:
         dist.destroy_process_group()
 

@@ -56,7 +56,9 @@ def results(parts: Sequence[Callable[[], "Results"]] = ()) -> Results:
     state as it was. What takes long to import is left to `make torture`."""
     everything = (fits, wide_fits, losses, scores, subsets, spaces, latents, records, folders, *tries((), (probes, pictures)))
     made: Results = {}
-    import_module("sklearn.cluster")  # scikit-learn draws a number when it is first imported
+    for package in ("sklearn.cluster", "rich.style"):  # draw a number when they are first imported, the second by some torch
+        with contextlib.suppress(ImportError):
+            import_module(package)
     for part in parts or everything:
         before = states()
         for name, value in part().items():

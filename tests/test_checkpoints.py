@@ -113,6 +113,8 @@ def fork(call):
     code = 1
     try:
         warnings.simplefilter("ignore")
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell starts in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
         rows._pool.cache_clear()
         tqdm.set_lock(threading.RLock())  # its own is shared by processes, and who is killed with it never gives it back

@@ -23,7 +23,7 @@ import numpy as np
 import public_fixtures as small
 import pytest
 import soundfile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mutations import failures, guarded, mutated_bytes, mutated_json, mutated_json_bytes
 from PIL import Image
@@ -340,8 +340,8 @@ def big_webp() -> bytes:
     [
         (lambda: bomb(20_000, 20_000, 1), "too large a picture"),
         (big_webp, "too large a picture"),
-        (lambda: with_text(b"zTXt", bytes(100_000_000)), "no readable image: Decompressed data too large"),
-        (lambda: with_text(b"iCCP", bytes(100_000_000)), "no readable image: Decompressed data too large"),
+        (lambda: with_text(b"zTXt", bytes(100_000_000)), "no readable image: (?i:Decompressed data too large)"),
+        (lambda: with_text(b"iCCP", bytes(100_000_000)), "no readable image: (?i:Decompressed data too large)"),
     ],
     ids=["pixels", "webp", "text", "profile"],
 )
@@ -848,6 +848,7 @@ MEMBERS = st.lists(st.lists(PARTS, min_size=1, max_size=4).map("/".join), min_si
 @settings(max_examples=40, **COMMON)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_no_archive_writes_outside_of_its_folder(tmp_path_factory, kind, names):
+    assume(kind != "zip" or all(names))  # zipfile itself writes no member without a name
     root = tmp_path_factory.mktemp("root")
     folder = root / "in" / "here"
     folder.mkdir(parents=True)

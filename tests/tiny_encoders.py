@@ -280,7 +280,9 @@ def save_timm(folder: Path, architecture: str = "vit_tiny_patch16_224", **option
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = with_statistics(timm.create_model(architecture, num_classes=5, **options)).eval()
+        size = options.get("img_size", 224)  # said in the file too: not every timm asks the model
+        told = {"pretrained_cfg_overlay": {"input_size": (3, size, size)}}
+        model = with_statistics(timm.create_model(architecture, num_classes=5, **told, **options)).eval()
         with torch.no_grad():
             for parameter in model.parameters():  # the initial ones are so small that a picture hardly matters
                 parameter.uniform_(0.5, 1) if parameter.ndim == 1 else parameter.mul_(10)
