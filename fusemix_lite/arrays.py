@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .decoding import first_line
-from .disk import read_json
+from .disk import plain_size, read_json
 from .errors import FuseMixLiteError
 from .store import LatentStore
-from .untrusted import held_by, plain_size
+from .untrusted import held_by
 
 if TYPE_CHECKING:
     from .pairs import LatentPairs

@@ -80,14 +80,19 @@ def read_json(file: Path, remedy: str, encoding: str = "utf-8", at_most: int = L
         raise FuseMixLiteError(f"{file} cannot be read ({error}): {remedy}") from error
 
 
-def plain_bytes(file: Path, at_most: int) -> bytes:
-    """The bytes of a file. Raises ValueError for what is none, such as a pipe, which might be read for ever, and for a larger
-    one, and OSError as reading does."""
+def plain_size(file: Path) -> int:
+    """The size in bytes of a file. Raises ValueError for a folder, a device or a pipe, which might be read for ever, and
+    OSError where nothing is there."""
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("no plain file")
-    if found.st_size > at_most:
-        raise ValueError(f"{found.st_size:,} bytes, more than {at_most:,}")
+    return found.st_size
+
+
+def plain_bytes(file: Path, at_most: int) -> bytes:
+    """The bytes of a file. Raises ValueError for what is none, and for a larger one, and OSError as reading does."""
+    if (size := plain_size(file)) > at_most:
+        raise ValueError(f"{size:,} bytes, more than {at_most:,}")
     return file.read_bytes()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .disk import plain_bytes, read_json
+from .disk import plain_bytes, plain_size, read_json
 from .errors import FuseMixLiteError
 
 HEADER = 100_000_000  # bytes that the header of a safetensors file has at most, as in the library itself
@@ -44,13 +44,6 @@ class Held(NamedTuple):
 
     dtype: str  # as the format calls it: "F16"
     shape: tuple[int, ...]
-
-
-def plain_size(file: Path) -> int:
-    """The size in bytes of a file. Raises ValueError for a folder, a device or a pipe, which might be read for ever."""
-    if not file.is_file():
-        raise ValueError("no plain file")
-    return file.stat().st_size
 
 
 def held_by(file: Path) -> dict[str, Held]:
