@@ -429,8 +429,8 @@ def made_by(folder: Path, origin: LatentOrigin) -> tuple[Any, "AnyEncoder"]:
     elif "+" in origin.dataset_id:
         remedies = f"if it was merged, repair its parts, delete {MANIFEST} and the damaged shards here, and merge again"
     try:
-        if (folder.parent / PAIRS).is_file() and origin.dataset_id == _pairs_of(folder.parent)["dataset"]:
-            content = _pairs_of(folder.parent)
+        content = _pairs_of(folder.parent) if (folder.parent / PAIRS).is_file() else {}
+        if content and content["dataset"] == origin.dataset_id:
             encoder = _encoders_of(content).get(folder.name, {}).get("name")
             dataset = reopen(content)
             if dataset.id != origin.dataset_id:
