@@ -1,13 +1,11 @@
 """Several processes, one batch: each embeds its share of the pairs, and all pairs are negatives of all.
 
-Every process draws the same batch and mixes it alike, so that nothing has to be told but embeddings and gradients. It embeds
-its own share, gets the others' embeddings, and works out the loss of the *whole* batch. That loss is the same everywhere, and
-its gradient with respect to a process's own embeddings is the one that a single process would have found; the gradients of the
-adapters' weights are then sums over the processes. No gradient travels back through the gathering.
+Every process draws the same batch and mixes it alike, so that nothing has to be told but embeddings, two log-sum-exps a row,
+and gradients. It embeds its own share, multiplies that with the embeddings of all (`losses.shared_infonce`), and gets the
+gradients that a single process would have found for these rows. Those of the adapters' weights, and of the temperature, are
+then sums over the processes. No gradient travels back through the gathering.
 
-What is paid for it: every process computes the whole loss, mixes the whole batch and looks at validation. With the shapes of
-the released configuration (four blocks, batch 20,480) the loss is a tenth of a step, so that eight processes are at most five
-times as fast as one, two 1.8 times.
+What is not divided: mixing the batch, the optimiser's step, and looking at validation.
 
 Any launcher will do that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK where a machine has several GPUs:
 
@@ -31,6 +29,7 @@ from .checkpoints import differences
 from .device import index_of, seed_generators
 from .errors import FuseMixLiteError
 from .launched import Share, in_a_group
+from .losses import shared_infonce
 from .resuming import Run
 
 
@@ -55,34 +54,30 @@ class Processes:
         if self.share.world > 1:
             seed_generators(random.Random(f"{seed} {step} {self.share.rank}").getrandbits(63), self.device)
 
-    def gather(self, own: Tensor, total: int) -> Tensor:
-        """The embeddings (total, D) of a batch, of which this process has made its share `own` (b, D).
+    def loss(self, u: Tensor, v: Tensor, temperature: Tensor, total: int, same: Tensor | None = None) -> Tensor:
+        """`symmetric_infonce` of a batch of `total` rows, of which this process has embedded its share u, v (b, D).
 
-        Gradients flow to `own`; those of the other rows are the business of whoever made them.
+        Its gradients have to go through `add_gradients`.
         """
-        if self.share.world == 1:
-            return own
+        return shared_infonce(u, v, temperature, self.share.rows(total), lambda own: self.gather(own, total), same)
+
+    def gather(self, own: Tensor, total: int) -> Tensor:
+        """The rows (total, k) of all processes, in order, of which this one has its share (b, k)."""
         places = [Share(rank, self.share.world).rows(total) for rank in range(self.share.world)]
         longest = max(place.stop - place.start for place in places)
         sent = own.new_zeros(longest, own.shape[1])  # shares may differ by a row, what is sent must not
-        sent[: len(own)] = own.detach()
+        sent[: len(own)] = own
         got = [torch.empty_like(sent) for _ in places]
         self._do(dist.all_gather, got, sent)
-        parts = [part[: place.stop - place.start] for part, place in zip(got, places, strict=True)]
-        parts[self.share.rank] = own
-        return torch.cat(parts)
+        return torch.cat([part[: place.stop - place.start] for part, place in zip(got, places, strict=True)])
 
     def add_gradients(self, model: FusionModel, stop: bool) -> bool | None:
-        """Replace the gradients of the weights by their sums over the processes.
-
-        The temperature's is of the whole batch everywhere already: the mean of them all.
+        """Replace gradients by their sums over the processes.
 
         Returns whether any process was asked to stop, so that all of them do after the same step; None for one alone.
         """
         if self.share.world == 1:
             return None
-        if model.temperature.grad is not None:
-            model.temperature.grad /= self.share.world
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         asked = torch.full((1,), float(stop), dtype=grads[0].dtype, device=self.device)
         flat = torch.cat([*(grad.reshape(-1) for grad in grads), asked])  # one message instead of one a weight

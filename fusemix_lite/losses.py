@@ -1,4 +1,4 @@
-"""The contrastive objective: as one matrix of similarities, and in tiles that never hold that matrix.
+"""The contrastive objective: as one matrix of similarities, in tiles that never hold it, and shared by several processes.
 
 The matrix of a batch has B x B numbers: 1 MB at a batch of 512, 1.7 GB at the paper's 20,480, and a backward pass holds it
 several times. Tiles hold the two vectors of its log-sum-exps instead, and compute every similarity once more on the way back:
@@ -6,7 +6,7 @@ four matrix products in place of three, in memory that grows with B. Where the m
 the faster way too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -177,6 +177,101 @@ class _Tiled(torch.autograd.Function):
             None if dv is None else dv.mul_(share * ctx.scale).to(v.dtype),
             None if dt is None else dt.to(temperature.dtype).reshape(temperature.shape),
         )
+
+
+def shared_infonce(
+    u: Tensor,
+    v: Tensor,
+    temperature: Tensor | float,
+    own: slice,
+    gather: Callable[[Tensor], Tensor],
+    same: Tensor | None = None,
+    tile: int | None = None,
+) -> Tensor:
+    """`symmetric_infonce` of a batch whose rows several processes share, for the one that has these.
+
+    The value is that of the whole batch, everywhere. The gradients of `u` and `v` are the whole batch's, too. That of the
+    temperature is a part: those of all processes add up to the whole, as the gradients of the adapters' weights do.
+
+    A process multiplies its rows of either modality with the batch of the other: six products of (b, B) in place of three of
+    (B, B). All that has to be told are the embeddings and, of each row, its two log-sum-exps and the logit of its target.
+
+    Args:
+        u, v: (b, D) embeddings of this process's rows, unit rows.
+        temperature: positive scalar that divides the cosine similarities.
+        own: which rows of the batch these are.
+        gather: takes (b, k) of this process and returns (B, k), the rows of all; no gradient passes through it.
+        same: (P, B) integers for the whole batch, as `symmetric_infonce` takes them.
+        tile: rows of the batch that are multiplied at once. None: by device.
+
+    Source: the exchange of log-sum-exps is that of tiles (`tiled_infonce`), between processes instead of loops.
+    """
+    device = u.device.type
+    if torch.is_autocast_enabled(device) and u.dtype != torch.float64:
+        u, v = u.to(torch.get_autocast_dtype(device)), v.to(torch.get_autocast_dtype(device))
+    if not isinstance(temperature, Tensor):
+        temperature = torch.tensor(temperature, dtype=torch.promote_types(u.dtype, torch.float32), device=u.device)
+    with torch.autocast(device, enabled=False):
+        return _Shared.apply(u, v, temperature, own, gather, same, tile or _by_device(TILE, u))
+
+
+class _Shared(torch.autograd.Function):
+    """Forward: log-sum-exps of own rows and own columns of the logits S. Backward: S again, with everybody's log-sum-exps.
+
+    A row of the gradient with respect to S takes the log-sum-exp of that row and those of all columns, and so does a column.
+    """
+
+    @staticmethod
+    def forward(ctx, u, v, temperature, own, gather, same, tile):
+        exact, scale = torch.promote_types(u.dtype, torch.float32), 1 / float(temperature)
+        every_u, every_v = gather(u), gather(v)  # (B, D)
+        rows, columns = (u.new_full((len(u),), -torch.inf, dtype=exact) for _ in range(2))
+        for at, left_out in _strips(own, same, len(every_u), tile):
+            for sums, z, others in ((rows, u, every_v), (columns, v, every_u)):
+                logits = _logits(z, others[at], scale, exact)  # (b, T)
+                logits = logits if left_out is None else logits.masked_fill_(left_out, -torch.inf)
+                torch.logaddexp(sums, logits.logsumexp(1), out=sums)
+        targets = (u.to(exact) * v.to(exact)).sum(1) * scale
+        told = gather(torch.stack([rows, columns, targets], 1))  # (B, 3)
+        ctx.save_for_backward(u, v, temperature, every_u, every_v, told, same)
+        ctx.own, ctx.scale, ctx.tile = own, scale, tile
+        return (told[:, 0] + told[:, 1]).mean() / 2 - told[:, 2].mean()
+
+    @staticmethod
+    def backward(ctx, grad):
+        u, v, temperature, every_u, every_v, told, same = ctx.saved_tensors
+        exact, own, B = told.dtype, ctx.own, len(told)
+        rows, columns = told[:, 0], told[:, 1]
+        du, dv = (torch.zeros_like(z, dtype=exact) for z in (u, v))
+        with torch.no_grad(), torch.autocast(u.device.type, enabled=False):
+            for at, left_out in _strips(own, same, B, ctx.tile):
+                # Of S: own rows, whose sums are `rows`; of S transposed: own columns, whose sums are `columns`.
+                for dz, z, others, of_own, of_others in (
+                    (du, u, every_v, rows[own], columns[at]),
+                    (dv, v, every_u, columns[own], rows[at]),
+                ):
+                    logits = _logits(z, others[at], ctx.scale, exact)
+                    weights = (logits - of_own[:, None]).exp_().add_(logits.sub_(of_others).exp_())
+                    weights = weights if left_out is None else weights.masked_fill_(left_out, 0)
+                    _add_product(dz, weights, others[at])
+            du -= 2 * v.to(exact)
+            dv -= 2 * u.to(exact)
+            share = grad.to(exact) / (2 * B)  # of the mean over rows and two directions
+            dt = ((u * du).sum() * share * -(ctx.scale**2)).to(temperature.dtype).reshape(temperature.shape)
+            du, dv = (dz.mul_(share * ctx.scale).to(z.dtype) for dz, z in ((du, u), (dv, v)))
+        return du, dv, dt, None, None, None, None
+
+
+def _strips(own: slice, same: Tensor | None, B: int, tile: int) -> Iterator[tuple[slice, Tensor | None]]:
+    """The batch in parts of `tile` rows, and what own rows leave out of the denominators there: never themselves."""
+    for start in range(0, B, tile):
+        at = slice(start, min(start + tile, B))
+        if same is None:
+            yield at, None
+            continue
+        numbers = torch.arange(B, device=same.device)
+        itself = numbers[own, None] == numbers[None, at]
+        yield at, (same[:, own, None] == same[:, None, at]).any(0) & ~itself
 
 
 class _NoSecond(torch.autograd.Function):

@@ -177,10 +177,13 @@ def fit(
             # (1, pairs) items, or (2, pairs) where rows are mixed two by two: labels, so that no matrix is needed for it
             same = items.view(-1, len(zx)) if mask_negatives else None
             processes.seed_dropout(seed, step)
-            own, pairs = share.rows(len(zx)), len(zx)
+            pairs, own = len(zx), share.rows(len(zx))
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                u, v = (processes.gather(embed(name, z[own]), pairs) for name, z in ((a, zx), (b, zy)))
-                loss = symmetric_infonce(u, v, model.temperature, same)
+                u, v = embed(a, zx[own]), embed(b, zy[own])
+                if share.world == 1:
+                    loss = symmetric_infonce(u, v, model.temperature, same)
+                else:
+                    loss = processes.loss(u, v, model.temperature, pairs, same)
             entry = {"step": step, "loss": loss.item(), "temperature": model.temperature.item(), "lr": group["lr"]}
             if not math.isfinite(entry["loss"]):
                 raise _breakdown(entry, model, train, rows, checkpoints)

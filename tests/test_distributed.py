@@ -18,11 +18,10 @@ from test_checkpoints import ended, fork
 from test_pairs import toy_pairs
 from torch import distributed as dist
 
-from fusemix_lite import Checkpoints, FuseMixLiteError, FusionModel, LatentPairs, checkpoints, fit, training, workflow
-from fusemix_lite.costs import fusion_cost
+from fusemix_lite import Checkpoints, FuseMixLiteError, FusionModel, LatentPairs, checkpoints, fit, losses, workflow
 from fusemix_lite.distributed import Processes, joined
 from fusemix_lite.launched import Share, own_device
-from fusemix_lite.losses import symmetric_infonce
+from fusemix_lite.losses import dense_infonce, shared_infonce
 
 ROOT = Path(__file__).parents[1]
 STEPS = 24
@@ -94,28 +93,66 @@ def same_bits(found, expected):
 # --- the loss and its gradients ----------------------------------------------------------------------------------------------
 
 
-def gradients(B, tile=None):
+def gradients(B, same=None):
     """Loss and gradients of a step in fp64 over all processes that there are: each embeds its share of B pairs."""
     with joined(torch.device("cpu")) as processes:
         torch.manual_seed(0)
         model = FusionModel({"image": 6, "text": 4}, 5, 1, dropout=0.0).double()
         z = {name: torch.randn(B, dim, dtype=torch.float64) for name, dim in model.in_dims.items()}
         own = processes.share.rows(B)
-        u, v = (processes.gather(model.embed(name, z[name][own]), B) for name in z)
-        loss = symmetric_infonce(u, v, model.temperature, tile=tile)
+        u, v = (model.embed(name, z[name][own]) for name in z)
+        if processes.share.world == 1:
+            loss = dense_infonce(u, v, model.temperature, same)
+        else:
+            loss = processes.loss(u, v, model.temperature, B, same)
         loss.backward()
         processes.add_gradients(model, stop=False)
-        grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
-        return {"loss": loss.detach().clone(), **grads}
+        return {"loss": loss.detach().clone(), **{name: p.grad for name, p in model.named_parameters()}}
 
 
-@pytest.mark.parametrize(("world", "B", "tile"), [(2, 8, None), (2, 7, None), (3, 8, 3), (3, 2, None)])
-def test_loss_and_gradients_are_those_of_one_process(tmp_path, world, B, tile):
+@pytest.mark.parametrize("labels", [None, [[0, 1, 0, 2, 2, 0, 3, 1]], [[0, 1, 0, 2, 2, 0, 3, 1], [5, 0, 1, 2, 3, 4, 4, 0]]])
+@pytest.mark.parametrize(("world", "B", "tile"), [(2, 8, 1024), (2, 7, 1024), (3, 8, 3), (3, 2, 1)])
+def test_loss_and_gradients_are_those_of_one_process(tmp_path, monkeypatch, world, B, tile, labels):
     """In fp64, so that rounding cannot hide anything; also where shares differ by a row, or one has none."""
-    expected = gradients(B, tile)
+    monkeypatch.setitem(losses.TILE, "cpu", tile)
+    same = None if labels is None else torch.tensor(labels)[:, :B]
+    expected = gradients(B, same)
     assert len(expected) == 22 and all(tensor.abs().max() > 1e-6 for tensor in expected.values())
-    for found in together(tmp_path / "out", lambda: gradients(B, tile), world):
+    for found in together(tmp_path / "out", lambda: gradients(B, same), world):
         close(found, expected, 1e-12)
+
+
+def test_a_shared_loss_of_one_share_is_the_loss():
+    """Without processes: the share is the whole batch; at the coldest temperature too, and with the products in bf16."""
+    u, v = (torch.nn.functional.normalize(torch.randn(9, 4, dtype=torch.float64), dim=1) for _ in range(2))
+    for temperature in (0.07, 0.001):
+        found, expected = [], []
+        for told, loss in (
+            (found, lambda *z: shared_infonce(*z, slice(0, 9), lambda own: own, tile=4)),
+            (expected, dense_infonce),
+        ):
+            inputs = [z.clone().requires_grad_() for z in (u, v, torch.tensor(temperature, dtype=torch.float64))]
+            value = loss(*inputs)
+            told += [value.detach(), *torch.autograd.grad(value, inputs)]
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = shared_infonce(u.float(), v.float(), 0.07, slice(0, 9), lambda own: own)
+    exact = dense_infonce(u, v, 0.07)
+    assert half.dtype == torch.float32 and half.item() != exact.item() and half.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def rows_of_others_are_zero(self, own, total, whole=Processes.gather):
+    found, mine = torch.zeros_like(whole(self, own, total)), self.share.rows(total)
+    found[mine] = own
+    return found
+
+
+def own_sums_only(self, own, total, whole=Processes.gather):
+    found = whole(self, own, total)
+    if own.shape[1] == 3:  # log-sum-exps and the logits of targets
+        found[: self.share.rows(total).start] *= 0.5
+    return found
 
 
 def counted_twice(self, model, stop, add=Processes.add_gradients):
@@ -123,15 +160,11 @@ def counted_twice(self, model, stop, add=Processes.add_gradients):
     return add(self, model, stop)
 
 
-def detached(self, own, total, whole=Processes.gather):
-    return whole(self, own, total).detach() + 0 * own.sum()
-
-
 BREAKS = {
-    "negatives of its own share only": ("gather", lambda self, own, total: own),
-    "no gradient of its own": ("gather", detached),
+    "negatives of its own share only": ("gather", rows_of_others_are_zero),
+    "log-sum-exps of others that are wrong": ("gather", own_sums_only),
     "gradients not added up": ("add_gradients", lambda self, model, stop: None),
-    "the temperature's added up as well": ("add_gradients", counted_twice),
+    "the temperature's counted twice": ("add_gradients", counted_twice),
 }
 
 
@@ -140,7 +173,7 @@ def test_what_is_left_out_shows(tmp_path, monkeypatch, name):
     """Deliberate breaks of what processes tell each other."""
     expected = gradients(8)
     monkeypatch.setattr(Processes, *BREAKS[name])
-    found = together(tmp_path / "out", lambda: gradients(8))[0]
+    found = together(tmp_path / "out", lambda: gradients(8))[1]
     with pytest.raises(AssertionError):
         close(found, expected)
 
@@ -213,7 +246,7 @@ def test_killed_and_gone_on_with_it_is_the_same_run(tmp_path, monkeypatch):
     """Only the first process sees the checkpoints; a killed one is an error of the other, in a line."""
     monkeypatch.setattr(checkpoints, "SHARE", 1.0)
     expected = together(tmp_path / "whole", lambda: run(dropout=0.3))[0]
-    loss = training.symmetric_infonce
+    loss = Processes.loss
 
     def own_checkpoints(**options):
         return Checkpoints(tmp_path / f"checkpoints of {os.environ['RANK']}", every=0, **options)
@@ -228,7 +261,7 @@ def test_killed_and_gone_on_with_it_is_the_same_run(tmp_path, monkeypatch):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return loss(*given)
 
-            training.symmetric_infonce = counted
+            Processes.loss = counted
             return run(dropout=0.3, checkpoint=own_checkpoints())
 
         with pytest.raises(FileNotFoundError, match=f"{victim}.safetensors"):  # who was killed has left nothing
@@ -265,7 +298,7 @@ def test_a_loss_that_is_not_finite_stops_all(tmp_path):
 def test_a_signal_to_any_of_them_stops_all_after_the_same_step(tmp_path, monkeypatch, heard_by):
     """As a launcher or a terminal sends it: the first process writes a checkpoint, and all of them go on from there."""
     expected = together(tmp_path / "whole", lambda: run(dropout=0.3))[0]
-    loss, kept = training.symmetric_infonce, tmp_path / "kept"
+    loss, kept = Processes.loss, tmp_path / "kept"
 
     def stopped():
         calls = iter(range(1, 1000))
@@ -275,7 +308,7 @@ def test_a_signal_to_any_of_them_stops_all_after_the_same_step(tmp_path, monkeyp
                 os.kill(os.getpid(), signal.SIGTERM)
             return loss(*given)
 
-        training.symmetric_infonce = heard
+        Processes.loss = heard
         return run(dropout=0.3, checkpoint=kept)
 
     with pytest.raises(FileNotFoundError), warnings.catch_warnings():  # nobody comes to an end
@@ -345,15 +378,6 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(FuseMixLiteError, match="4 processes for 2 GPUs: .* start 2"), joined(torch.device("cuda:0")):
         pass
-
-
-def test_how_much_faster_many_can_be_is_what_is_counted():
-    """The docstring's numbers: all but the loss is divided."""
-    flops = fusion_cost(10**6, {"image": 1536, "text": 1024}, steps=1).flops
-    whole = flops["adapters"] + flops["similarity"]
-    assert flops["similarity"] / whole == pytest.approx(0.09, abs=0.015)
-    for world, factor in ((2, 1.8), (8, 5)):
-        assert whole / (flops["adapters"] / world + flops["similarity"]) == pytest.approx(factor, abs=0.1)
 
 
 # --- launchers ---------------------------------------------------------------------------------------------------------------
