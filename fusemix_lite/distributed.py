@@ -16,6 +16,7 @@ Any launcher will do that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, an
 import json
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,7 +27,7 @@ from torch import distributed as dist
 
 from .adapters import FusionModel
 from .checkpoints import differences
-from .device import index_of, seed_generators
+from .device import seed_generators
 from .errors import FuseMixLiteError
 from .launched import Share, in_a_group
 from .losses import shared_infonce
@@ -127,10 +128,6 @@ class Processes:
             run.restore(load(content), told)
         return told["step"]
 
-    def wait(self) -> None:
-        """Until all of them are here. Who leaves gloo while others are still busy may not get out (torch 2.6)."""
-        self._do(dist.barrier, None, False, [index_of(self.device)] if self.device.type == "cuda" else None)
-
     def _told(self, content: bytes) -> bytes:
         """What the first process has; the others' is forgotten."""
         size = torch.tensor([len(content)], device=self.device)
@@ -177,11 +174,10 @@ def joined(device: torch.device) -> Iterator[Processes]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         raise _gone(share, error) from error
-    processes = Processes(share, device)
     try:
-        yield processes
-        processes.wait()
+        yield Processes(share, device)
     finally:
+        time.sleep(0.1)  # right after a message, gloo of torch 2.6 may wait for its own threads for ever
         dist.destroy_process_group()
 
 

@@ -386,7 +386,7 @@ LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
     "accelerate": (
         "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", "{port}", "--mixed_precision", "no", "--dynamo_backend", "no",
     ),
 }  # fmt: skip
 
@@ -409,7 +409,8 @@ def test_the_command_under_a_launcher(tmp_path, launcher):
         return json.loads(done.stdout)
 
     one = told(*command, "--out", tmp_path / "alone")
-    two = told("-m", *LAUNCHERS[launcher], *command, "--out", tmp_path / "together")
+    launch = (option.format(port=port()) for option in LAUNCHERS[launcher])
+    two = told("-m", *launch, *command, "--out", tmp_path / "together")
     assert two["val"] == one["val"] and two["best_step"] == one["best_step"]
     models = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together")]
     close(models[1], models[0])
