@@ -296,10 +296,7 @@ def batches_disk(seed: int, smoke: bool) -> Case:
     goal=1 / 2.5,
 )
 def epoch_lite(seed: int, smoke: bool) -> Case:
-    items, B = (20, 8) if smoke else (8000, 256)
-    pairs = _lite_pairs(items, seed)
-    steps = len(pairs) // (2 * B)
-    options = {"steps": steps, "batch_size": B, "shared_dim": 128, "seed": seed}
+    pairs, options, limit = _lite_epoch(seed, smoke)
 
     def agree(ours: Tensor, plain: Tensor) -> str:
         return _within(float((ours - plain).abs().max()), 1e-3, "losses of all steps within")
@@ -307,7 +304,7 @@ def epoch_lite(seed: int, smoke: bool) -> Case:
     return Case(
         ours=lambda: _losses(fit(pairs, **options, device="cpu", progress=False)),
         plain=lambda: official_epoch(pairs, **options),
-        limit=lambda: _operations(len(pairs), LITE, shared_dim=128, depth=1, batch_size=B, steps=steps) / rate(),
+        limit=limit,
         agree=agree,
     )
 
@@ -321,14 +318,12 @@ def epoch_lite(seed: int, smoke: bool) -> Case:
     unit="wall",
 )
 def epoch_disk(seed: int, smoke: bool) -> Case:
-    items, B = (20, 8) if smoke else (8000, 256)
-    pairs, folder = _lite_pairs(items, seed), tempfile.TemporaryDirectory()
+    (pairs, options, limit), folder = _lite_epoch(seed, smoke), tempfile.TemporaryDirectory()
     stored = []
     for z, name in ((pairs.x, "x"), (pairs.y, "y")):
         path = Path(folder.name) / name
         z.numpy().tofile(path)
         stored.append(StoredRows([np.memmap(path, np.float32, "r", shape=tuple(z.shape))]))
-    options = {"steps": len(pairs) // (2 * B), "batch_size": B, "shared_dim": 128, "seed": seed}
     ways = {"ours": LatentPairs(*stored, pairs.owner), "plain": pairs}
 
     def epoch(way: str, folder=folder) -> Tensor:  # which is there as long as somebody can call this
@@ -337,7 +332,7 @@ def epoch_disk(seed: int, smoke: bool) -> Case:
     return Case(
         ours=lambda: epoch("ours"),
         plain=lambda: epoch("plain"),
-        limit=lambda: _operations(len(pairs), LITE, shared_dim=128, depth=1, batch_size=B, steps=options["steps"]) / rate(),
+        limit=limit,
         agree=lambda ours, plain: _within(float((ours - plain).abs().max()), 0, "", "losses identical"),
     )
 
@@ -351,10 +346,7 @@ def epoch_disk(seed: int, smoke: bool) -> Case:
     unit="share",
 )
 def step_paper(seed: int, smoke: bool) -> Case:
-    def agree(ours: list[Tensor], plain: list[Tensor]) -> str:
-        return _close(ours, plain, 1e-3)
-
-    return _paper_step(seed, smoke, torch.float32)._replace(agree=agree)
+    return _paper_step(seed, smoke, torch.float32)._replace(agree=lambda ours, plain: _close(ours, plain, 1e-3))
 
 
 @row(
@@ -494,7 +486,6 @@ def sweep(seed: int, smoke: bool) -> Case:
 def growth(seed: int, smoke: bool) -> Case:
     base = {"batch": 64, "dims": 6, "depth": 1} if smoke else {"batch": 1024, "dims": 384, "depth": 1}
     sizes = [(what, base | {what: base[what] * factor}) for what in base for factor in (1, 2, 4)]
-
     many = [base["batch"] * factor for factor in (8, 16, 32)]
 
     def ours() -> list[dict]:
@@ -540,6 +531,15 @@ def _lite_pairs(items: int, seed: int) -> LatentPairs:
     x = latents(items, LITE["image"], seed)
     y = latents(5 * items, LITE["text"], seed + 1) + x[owner, : LITE["text"]]
     return LatentPairs(x, y, owner)
+
+
+def _lite_epoch(seed: int, smoke: bool) -> tuple[LatentPairs, dict, Callable[[], float]]:
+    """Pairs, options of `fit` for an epoch of them, and the seconds that its operations take here."""
+    items, B = (20, 8) if smoke else (8000, 256)
+    pairs = _lite_pairs(items, seed)
+    options = {"steps": len(pairs) // (2 * B), "batch_size": B, "shared_dim": 128, "seed": seed}
+    shape = {"shared_dim": 128, "depth": 1, "batch_size": B, "steps": options["steps"]}
+    return pairs, options, lambda: _operations(len(pairs), LITE, **shape) / rate()
 
 
 def _operations(pairs: int, dims: dict[str, int], **shape: Any) -> float:

@@ -291,7 +291,6 @@ def verify(args, say: Speaker) -> None:
 
 def fit(args, say: Speaker) -> None:
     from .audits import audit
-    from .launched import Share
     from .workflow import check_model_folder, parts_to_train, train
 
     check_model_folder(args.out, args.overwrite)
@@ -304,7 +303,7 @@ def fit(args, say: Speaker) -> None:
         say.note(str(finding))
     options = {name: getattr(args, name) for name in FIT_DEFAULTS}
     found = train(latents, args.out, args.fractions, args.seed, args.overwrite, say.progress, **options)
-    if Share.of_this_process().rank > 0:
+    if not found:  # another process of this launch has saved, and speaks
         return
     a, b = latents.names
     items, pairs = found["items"], found["pairs"]

@@ -76,7 +76,7 @@ def dense_infonce(u: Tensor, v: Tensor, temperature: Tensor | float, same: Tenso
     targets = logits.diagonal()
     if same is not None:
         if same.dtype != torch.bool:
-            same = (same[:, :, None] == same[:, None, :]).any(0)
+            same = _alike(same, slice(None), slice(None))
         kept = torch.eye(len(u), dtype=torch.bool, device=u.device)
         logits = logits.masked_fill(same & ~kept, -torch.inf)
     # Cross-entropy is logsumexp minus the logit of the target, and both directions share their targets: the diagonal.
@@ -96,13 +96,18 @@ def tiled_infonce(
     Embeddings in half precision, or under autocast, are multiplied in half precision; everything else, sums and gradients
     among it, is fp32, and so is the result.
     """
+    return _applied(_Tiled, u, v, temperature, same, tile)
+
+
+def _applied(loss: type[torch.autograd.Function], u: Tensor, v: Tensor, temperature: Tensor | float, *more) -> Tensor:
+    """A loss of our own derivative: under autocast it gets embeddings in half precision, and decides the rest by itself."""
     device = u.device.type
     if torch.is_autocast_enabled(device) and u.dtype != torch.float64:
         u, v = u.to(torch.get_autocast_dtype(device)), v.to(torch.get_autocast_dtype(device))
     if not isinstance(temperature, Tensor):
         temperature = torch.tensor(temperature, dtype=torch.promote_types(u.dtype, torch.float32), device=u.device)
     with torch.autocast(device, enabled=False):
-        return _Tiled.apply(u, v, temperature, same, tile)
+        return loss.apply(u, v, temperature, *more)
 
 
 class _Tiled(torch.autograd.Function):
@@ -206,13 +211,7 @@ def shared_infonce(
 
     Source: the exchange of log-sum-exps is that of tiles (`tiled_infonce`), between processes instead of loops.
     """
-    device = u.device.type
-    if torch.is_autocast_enabled(device) and u.dtype != torch.float64:
-        u, v = u.to(torch.get_autocast_dtype(device)), v.to(torch.get_autocast_dtype(device))
-    if not isinstance(temperature, Tensor):
-        temperature = torch.tensor(temperature, dtype=torch.promote_types(u.dtype, torch.float32), device=u.device)
-    with torch.autocast(device, enabled=False):
-        return _Shared.apply(u, v, temperature, own, gather, same, tile or _by_device(TILE, u))
+    return _applied(_Shared, u, v, temperature, own, gather, same, tile or _by_device(TILE, u))
 
 
 class _Shared(torch.autograd.Function):
@@ -264,14 +263,10 @@ class _Shared(torch.autograd.Function):
 
 def _strips(own: slice, same: Tensor | None, B: int, tile: int) -> Iterator[tuple[slice, Tensor | None]]:
     """The batch in parts of `tile` rows, and what own rows leave out of the denominators there: never themselves."""
+    numbers = None if same is None else torch.arange(B, device=same.device)
     for start in range(0, B, tile):
         at = slice(start, min(start + tile, B))
-        if same is None:
-            yield at, None
-            continue
-        numbers = torch.arange(B, device=same.device)
-        itself = numbers[own, None] == numbers[None, at]
-        yield at, (same[:, own, None] == same[:, None, at]).any(0) & ~itself
+        yield at, None if same is None else _alike(same, own, at) & (numbers[own, None] != numbers[None, at])
 
 
 class _NoSecond(torch.autograd.Function):
@@ -302,8 +297,13 @@ def _left_out(same: Tensor | None, i: slice, j: slice) -> Tensor | None:
         return None
     if same.dtype == torch.bool:
         return same[i, j].clone().fill_diagonal_(False) if i == j else same[i, j]
-    shared = (same[:, i, None] == same[:, None, j]).any(0)
+    shared = _alike(same, i, j)
     return shared.fill_diagonal_(False) if i == j else shared
+
+
+def _alike(same: Tensor, i: slice, j: slice) -> Tensor:
+    """Which of rows i share a label with which of rows j, by labels (P, B): a matrix of bool."""
+    return (same[:, i, None] == same[:, None, j]).any(0)
 
 
 def _are_labels(same: Tensor, B: int) -> bool:

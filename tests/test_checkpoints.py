@@ -18,7 +18,7 @@ from filelock import FileLock
 from mutations import failures, mutated_bytes, mutated_json
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from test_pairs import toy_pairs
+from test_pairs import on_disk, toy_pairs
 from torture import tries
 from tqdm import tqdm
 
@@ -64,12 +64,9 @@ def every_step(monkeypatch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Training pairs of each case: those on disk are memory-mapped."""
-    pairs, folder = toy_pairs(12), tmp_path_factory.mktemp("latents")
-    for name, z in (("x", pairs.x), ("y", pairs.y)):
-        np.save(folder / f"{name}.npy", z.numpy())
-    stored = [StoredRows([np.load(folder / f"{name}.npy", mmap_mode="r")]) for name in "xy"]
-    on_disk = LatentPairs(*stored, pairs.owner)
-    return {case: on_disk if case == "on disk" else pairs for case in CASES}
+    pairs = toy_pairs(12)
+    stored = on_disk(pairs, tmp_path_factory.mktemp("latents"))
+    return {case: stored if case == "on disk" else pairs for case in CASES}
 
 
 @pytest.fixture(scope="module")

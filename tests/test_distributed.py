@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_checkpoints import ended, fork
-from test_pairs import toy_pairs
+from test_pairs import on_disk, toy_pairs
 from torch import distributed as dist
 
-from fusemix_lite import Checkpoints, FuseMixLiteError, FusionModel, LatentPairs, checkpoints, fit, losses, workflow
+from fusemix_lite import Checkpoints, FuseMixLiteError, FusionModel, checkpoints, fit, losses, workflow
 from fusemix_lite.distributed import Processes, joined
 from fusemix_lite.launched import Share, own_device
 from fusemix_lite.losses import dense_infonce, shared_infonce
@@ -189,15 +189,8 @@ def test_a_run_of_several_processes_is_that_of_one(tmp_path, case):
 
 
 def test_a_run_from_stores_on_disk(tmp_path, monkeypatch):
-    import numpy as np
-
-    from fusemix_lite.rows import StoredRows
-
-    pairs = toy_pairs(12)
-    for name, z in (("x", pairs.x), ("y", pairs.y)):
-        np.save(tmp_path / f"{name}.npy", z.numpy())
-    stored = [StoredRows([np.load(tmp_path / f"{name}.npy", mmap_mode="r")]) for name in "xy"]
-    monkeypatch.setattr(sys.modules[__name__], "toy_pairs", lambda *_, **__: LatentPairs(*stored, pairs.owner))
+    stored = on_disk(toy_pairs(12), tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "toy_pairs", lambda *_, **__: stored)
     expected = run()
     close(together(tmp_path / "out", run, 3)[2], expected)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fusemix_lite import FuseMixLiteError, LatentPairs
+from fusemix_lite.rows import StoredRows
 
 
 def toy_pairs(items=20, captions=5, dims=(8, 6), noise=0.1, seed=0, **options):
@@ -18,6 +19,14 @@ def toy_pairs(items=20, captions=5, dims=(8, 6), noise=0.1, seed=0, **options):
     x = factors @ views[0] + noise * draw(items, dims[0])
     y = factors[owner] @ views[1] + noise * draw(len(owner), dims[1])
     return LatentPairs(x, y, owner, **options)
+
+
+def on_disk(pairs, folder):
+    """The same pairs, read from files in a folder."""
+    for name in "xy":
+        np.save(folder / f"{name}.npy", getattr(pairs, name).numpy())
+    stored = [StoredRows([np.load(folder / f"{name}.npy", mmap_mode="r")]) for name in "xy"]
+    return LatentPairs(*stored, pairs.owner)
 
 
 def numbered(items=10, captions=3):

@@ -2,12 +2,11 @@
 
 import threading
 
-import numpy as np
 import pytest
 import torch
-from test_pairs import toy_pairs
+from test_pairs import on_disk, toy_pairs
 
-from fusemix_lite import FuseMixLiteError, LatentPairs, fit, taking, training
+from fusemix_lite import FuseMixLiteError, fit, taking, training
 from fusemix_lite.rows import StoredRows
 from fusemix_lite.training import ShuffledBatches
 
@@ -17,9 +16,7 @@ QUICK = {"steps": 20, "batch_size": 8, "shared_dim": 5, "progress": False}
 @pytest.fixture
 def stored(tmp_path):
     pairs = toy_pairs(12)
-    for name, z in (("x", pairs.x), ("y", pairs.y)):
-        np.save(tmp_path / f"{name}.npy", z.numpy())
-    return pairs, LatentPairs(*(StoredRows([np.load(tmp_path / f"{name}.npy", mmap_mode="r")]) for name in "xy"), pairs.owner)
+    return pairs, on_disk(pairs, tmp_path)
 
 
 def test_rows_are_taken_into_memory_that_is_kept():
@@ -36,7 +33,7 @@ def test_rows_are_taken_into_memory_that_is_kept():
 
 
 def test_what_was_told_of_is_read_in_another_thread(stored, monkeypatch):
-    pairs, on_disk = stored
+    pairs, of_files = stored
     threads, read = [], StoredRows.index_select
 
     def noted(self, dim, index):
@@ -44,7 +41,7 @@ def test_what_was_told_of_is_read_in_another_thread(stored, monkeypatch):
         return read(self, dim, index)
 
     monkeypatch.setattr(StoredRows, "index_select", noted)
-    take, rows = taking.taking(on_disk.y), torch.tensor([5, 0, 59])
+    take, rows = taking.taking(of_files.y), torch.tensor([5, 0, 59])
     assert take(rows).equal(pairs.y[rows]) and threads == [True]
     take.ahead(rows)
     assert take(rows).equal(pairs.y[rows]) and threads == [True, False]
@@ -101,7 +98,7 @@ def test_the_next_batch_is_known_within_an_epoch_only():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_rows_on_a_gpu(stored):
-    pairs, on_disk = stored
-    take, rows = taking.taking(on_disk.x.to("cuda")), torch.tensor([3, 1], device="cuda")
+    pairs, of_files = stored
+    take, rows = taking.taking(of_files.x.to("cuda")), torch.tensor([3, 1], device="cuda")
     take.ahead(rows)
     assert take(rows).cpu().equal(pairs.x[rows.cpu()])
